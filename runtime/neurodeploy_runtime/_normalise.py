@@ -1,0 +1,163 @@
+"""Grey values to what the network sees, with constants frozen for a whole volume.
+
+Normalising by the *background* and not by the signal: a top percentile measures how
+many axons a crop holds, the background's median and spread do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._errors import InputError
+
+Kind = Literal["background-asinh", "unit"]
+
+#: A minimum that holds more than this share of the voxels is padding or clipping,
+#: not background.
+PADDING_SHARE = 0.05
+
+#: Half of a normal distribution's central 68.27 % lies below its median.
+LOWER_SIGMA = 0.158655
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The constants by which one volume is normalised, the same for every tile.
+
+    `background-asinh` gives ``asinh((v - background) / noise)``: linear near the
+    background, logarithmic for bright neurites. `unit` gives ``(v - background) /
+    noise``; for integers, with 0 and the dtype's maximum, that is [0, 1].
+    """
+
+    kind: Kind
+    background: float
+    noise: float
+
+    def apply(
+        self, voxels: NDArray[Any], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Normalised voxels, float32, of the same shape; into `out` where given."""
+        if out is None:
+            out = np.empty(voxels.shape, np.float32)
+        np.subtract(voxels, np.float32(self.background), out=out, casting="unsafe")
+        np.multiply(out, np.float32(1.0 / self.noise), out=out)
+        if self.kind == "background-asinh":
+            np.arcsinh(out, out=out)
+        return out
+
+    def table(self, dtype: np.dtype[Any]) -> NDArray[np.float32] | None:
+        """Every value of an 8- or 16-bit dtype normalised, to look voxels up in.
+
+        None for other dtypes. Index it with the unsigned view of the voxels: it is
+        one load per voxel where `apply` is a logarithm, and gives the same bits.
+        """
+        if dtype.kind not in "iu" or dtype.itemsize > 2:
+            return None
+        unsigned = np.dtype(f"u{dtype.itemsize}")
+        every = np.arange(2 ** (8 * dtype.itemsize), dtype=unsigned)
+        return self.apply(every.view(dtype.newbyteorder("=")))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for a report or a journal."""
+        return asdict(self)
+
+
+class Histogram:
+    """A histogram that grows by chunks, from which a normalisation is frozen.
+
+    Integers of up to 16 bits are counted exactly. Floats are counted in 65 536 bins
+    of equal width over the range of the sample, so everything added is kept as a
+    reduced copy of at most `max_kept` values until :meth:`freeze`.
+    """
+
+    max_kept = 8_000_000
+
+    def __init__(self, dtype: np.dtype[Any] | type[Any] | str) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("=")
+        self._exact = self.dtype.kind in "iu" and self.dtype.itemsize <= 2
+        if self._exact:
+            self._low = int(np.iinfo(self.dtype).min)
+            self._counts = np.zeros(2 ** (8 * self.dtype.itemsize), np.int64)
+        self._kept: list[NDArray[np.float32]] = []
+        self._kept_size = 0
+        self.voxels = 0
+
+    def add(self, voxels: NDArray[Any]) -> None:
+        """Count these voxels; a NaN or an infinity is an InputError."""
+        self.voxels += voxels.size
+        if self._exact:
+            flat = voxels.ravel()
+            index = flat if self._low == 0 else flat.astype(np.int64) - self._low
+            self._counts += np.bincount(index, minlength=self._counts.size)
+            return
+        flat = voxels.astype(np.float32).ravel()
+        bad = int(flat.size - np.count_nonzero(np.isfinite(flat)))
+        if bad:
+            raise InputError(
+                f"{bad} of {flat.size} voxels read are NaN or infinite: replace them "
+                "(with the background, for example) before segmenting"
+            )
+        room = max(1, self.max_kept - self._kept_size)
+        flat = flat[:: -(-flat.size // room)].copy()
+        self._kept.append(flat)
+        self._kept_size += flat.size
+
+    def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Distinct values, ascending, and how many voxels have each."""
+        if self._exact:
+            index = np.flatnonzero(self._counts)
+            return (index + self._low).astype(np.float64), self._counts[index]
+        values, counts = np.unique(np.concatenate(self._kept), return_counts=True)
+        return values.astype(np.float64), counts.astype(np.int64)
+
+    def quantiles(self, shares: Iterable[float]) -> list[float]:
+        """Grey values below which these shares of all voxels lie."""
+        values, counts = self._values()
+        return [_quantile(values, counts, share) for share in shares]
+
+    def freeze(self, kind: Kind) -> Normalisation:
+        """The normalisation of the volume that was counted.
+
+        Raises
+        ------
+        InputError
+            Where nothing was counted or every voxel has the same value.
+        """
+        if self.voxels == 0:
+            raise InputError("the image is empty: nothing to normalise by")
+        values, counts = self._values()
+        if len(values) < 2:
+            raise InputError(
+                f"the image is constant: every voxel that was read is {values[0]:g}; "
+                "check the channel, the time point and the file"
+            )
+        if kind == "unit":
+            top = float(np.iinfo(self.dtype).max) if self.dtype.kind in "iu" else 1.0
+            return Normalisation("unit", 0.0, top)
+        if counts[0] > PADDING_SHARE * counts.sum():
+            values, counts = values[1:], counts[1:]
+        background = _quantile(values, counts, 0.5)
+        spread = background - _quantile(values, counts, LOWER_SIGMA)
+        floor = 1.0 if self.dtype.kind in "iu" else _float_floor(values, counts)
+        return Normalisation("background-asinh", background, max(spread, floor))
+
+
+def _quantile(
+    values: NDArray[np.float64], counts: NDArray[np.int64], share: float
+) -> float:
+    """The smallest value at or below which at least this share of the voxels lies."""
+    cumulated = np.cumsum(counts)
+    index = int(np.searchsorted(cumulated, share * cumulated[-1]))
+    return float(values[min(index, len(values) - 1)])
+
+
+def _float_floor(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """One 65 535th of the range: the grey level of a float image stored as 16 bits."""
+    del counts
+    span = float(values[-1] - values[0])
+    return span / 65535 if span > 0 else 1.0
