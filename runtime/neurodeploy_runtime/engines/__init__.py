@@ -1,0 +1,14 @@
+"""Engines: what runs a bundle's network. One module per library."""
+
+from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._choose import Choice, choose_engine, open_engine
+from neurodeploy_runtime.engines._numpy import NumpyEngine
+
+__all__ = [
+    "Choice",
+    "Engine",
+    "EngineSettings",
+    "NumpyEngine",
+    "choose_engine",
+    "open_engine",
+]

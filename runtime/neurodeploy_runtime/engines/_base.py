@@ -1,0 +1,100 @@
+"""What every engine is: a context manager that runs a network on a batch of tiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._bundle import Bundle
+
+EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Which engine is asked for; `auto` chooses and says why.
+
+    `device` is ``auto``, ``cpu`` or ``cuda:N``; `threads` are those of a CPU engine
+    (None: every core that this process may use); `batch` is the fixed number of tiles
+    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU).
+    """
+
+    engine: EngineName = "auto"
+    device: str = "auto"
+    precision: PrecisionName = "auto"
+    threads: int | None = None
+    batch: int | None = None
+
+
+class Engine(ABC):
+    """A network, loaded and warm.
+
+    The batch shape is fixed: the last batch of a run is padded. That is what makes a
+    tile's answer independent of its neighbours in the batch.
+    """
+
+    #: The name a user asks for it by.
+    name: ClassVar[str]
+
+    def __init__(
+        self, bundle: Bundle, *, device: str, precision: str, batch: int
+    ) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.precision = precision
+        self.batch = batch
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(B, 1, *tile)."""
+        return (self.batch, 1, *self.bundle.spec.tile)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(B, 1, *window)."""
+        return (self.batch, 1, *self.bundle.spec.window)
+
+    @abstractmethod
+    def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Run the network: `batch` is `input_shape`, `out` is `output_shape`.
+
+        Raises
+        ------
+        EngineError
+            The network could not be run; the text says what the library said.
+        """
+
+    def warm_up(self) -> None:
+        """Run once, so that the first real tile costs what all others do."""
+        out = np.empty(self.output_shape, np.float32)
+        self.infer(np.zeros(self.input_shape, np.float32), out)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs where, for a report."""
+        return {
+            "engine": self.name,
+            "device": self.device,
+            "precision": self.precision,
+            "batch": self.batch,
+        }
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it holds; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,142 @@
+"""ONNX Runtime: on the CPU everywhere, on CUDA where its provider loads."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._errors import DeviceError, EngineError
+from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
+from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._cores import usable_cores
+
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+
+
+def installed_distributions() -> list[str]:
+    """The distributions here that share the import folder `onnxruntime`."""
+    have = []
+    for name in DISTRIBUTIONS:
+        try:
+            have.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return have
+
+
+def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
+    """Why ONNX Runtime cannot serve this; None where it can."""
+    if find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install onnxruntime"
+    have = installed_distributions()
+    if len(have) > 1:
+        return (
+            f"{' and '.join(have)} are installed in one folder and overwrite each "
+            "other: pip uninstall all of them, then pip install one"
+        )
+    if settings.precision == "bf16":
+        return "ONNX Runtime has no bf16 here: use OpenVINO on a CPU, or fp16 on a GPU"
+    if settings.device.startswith("cuda"):
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu"
+        if not cuda_devices():
+            return "no NVIDIA driver or GPU was found (libcuda counts no device)"
+    elif settings.precision == "fp16":
+        return "fp16 on a CPU is fp32 with casts between: use a GPU, or fp32"
+    return None
+
+
+def cuda_devices() -> int:
+    """How many GPUs the NVIDIA driver counts; 0 without a driver."""
+    import ctypes
+
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0
+
+
+class OnnxRuntimeEngine(Engine):
+    """A session of ONNX Runtime with one provider, which is the one asked for."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
+        import onnxruntime
+
+        on_cuda = settings.device.startswith("cuda")
+        half = on_cuda and (
+            settings.precision == "fp16"
+            or (settings.precision == "auto" and "fp16" in bundle.precisions)
+        )
+        default_batch = bundle.spec.max_batch if on_cuda else 1
+        super().__init__(
+            bundle,
+            device=settings.device if on_cuda else "cpu",
+            precision="fp16" if half else "fp32",
+            batch=settings.batch or default_batch,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads or usable_cores()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Spinning threads would burn the cores that decode and blend.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = "CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider"
+        providers: list[Any] = [wanted]
+        if on_cuda:
+            index = settings.device.partition(":")[2] or "0"
+            providers = [
+                (
+                    wanted,
+                    {
+                        "device_id": index,
+                        "cudnn_conv_algo_search": "HEURISTIC",
+                        "use_tf32": "0",
+                        "arena_extend_strategy": "kSameAsRequested",
+                    },
+                )
+            ]
+        path = bundle.onnx("fp16" if half else "fp32")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=providers
+            )
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
+        # It falls back to the CPU with a log line only: what was asked for must run.
+        got = self._session.get_providers()[0]
+        if got != wanted:
+            raise DeviceError(
+                f"ONNX Runtime was asked for {wanted} and gave {got}: the CUDA and "
+                "cuDNN libraries of this onnxruntime-gpu were not found; run "
+                "`neurodeploy doctor`, or pass --device cpu"
+            )
+        self._half_io = self._session.get_inputs()[0].type == "tensor(float16)"
+
+    def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """See :meth:`Engine.infer`."""
+        feed = batch.astype(np.float16) if self._half_io else batch
+        try:
+            (answer,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: feed})
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime failed on {self.device} at batch {self.batch}: {error}"
+            ) from error
+        np.copyto(out, answer, casting="same_kind")
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self.__dict__.pop("_session", None)

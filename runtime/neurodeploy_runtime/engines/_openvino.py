@@ -1,0 +1,72 @@
+"""OpenVINO on a CPU: the same ONNX file, in f32 or bf16."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._errors import EngineError
+from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._cores import usable_cores
+
+
+def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
+    """Why OpenVINO cannot serve this; None where it can."""
+    if find_spec("openvino") is None:
+        return 'openvino is not installed: pip install "neurodeploy[openvino]"'
+    if settings.device.startswith("cuda"):
+        return "OpenVINO does not run on NVIDIA GPUs: use --device cpu"
+    if settings.precision == "fp16":
+        return "OpenVINO on a CPU computes in fp32 or bf16: use one of them"
+    return None
+
+
+class OpenVinoEngine(Engine):
+    """One compiled model and one request, on the CPU."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
+        import openvino
+
+        bf16 = settings.precision == "bf16"
+        super().__init__(
+            bundle,
+            device="cpu",
+            precision="bf16" if bf16 else "fp32",
+            batch=settings.batch or 1,
+        )
+        path = bundle.onnx("fp32")
+        config: dict[str, Any] = {
+            # Left to itself it computes in bf16 wherever the CPU can.
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": settings.threads or usable_cores(),
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(path))
+            model.reshape(list(self.input_shape))
+            self._compiled = core.compile_model(model, "CPU", config)
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot load {path}: {error}") from error
+
+    def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """See :meth:`Engine.infer`."""
+        try:
+            self._request.infer([batch], share_inputs=True)
+            np.copyto(out, self._request.get_output_tensor(0).data)
+        except Exception as error:
+            raise EngineError(
+                f"OpenVINO failed at batch {self.batch}: {error}"
+            ) from error
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        self.__dict__.pop("_request", None)
+        self.__dict__.pop("_compiled", None)
