@@ -1,0 +1,332 @@
+"""Where a finished box of voxels becomes durable.
+
+A sink is divided into units: the cells of a grid of `grain` voxels anchored at the
+volume's origin, cut at its end. A unit is written whole, by one writer, and is durable
+when `write` returns. Two writers in one shard lose data in every Zarr library that was
+measured, so a write that is not exactly one unit is an error and not a slow path.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from neurodeploy_runtime._errors import OutputError, WriteError
+from neurodeploy_runtime._geometry import Box, Shape
+
+SinkKind = Literal["tiff", "ome-zarr", "precomputed", "v3draw"]
+Pooling = Literal["max", "mean"]
+
+DTYPES = ("uint8", "uint16", "int16", "float32")
+
+_SUFFIXES: dict[str, SinkKind] = {
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".btf": "tiff",
+    ".tf8": "tiff",
+    ".zarr": "ome-zarr",
+    ".precomputed": "precomputed",
+    ".ng": "precomputed",
+    ".v3draw": "v3draw",
+    ".vaa3draw": "v3draw",
+    ".raw": "v3draw",
+}
+
+
+@dataclass(frozen=True)
+class SinkSpec:
+    """What is to be written, whatever the format.
+
+    `voxel_size_um` is z, y, x in micrometres, or None where nobody said.
+    `pooling` makes the coarser levels of formats that have them: "max" keeps a thin
+    mask visible, "mean" suits an image or a probability.
+    """
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    voxel_size_um: tuple[float, float, float] | None = None
+    pooling: Pooling = "max"
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise OutputError(
+                f"an output of shape {self.shape} cannot be made: "
+                "give three extents z, y, x of at least 1"
+            )
+        if self.dtype.name not in DTYPES:
+            raise OutputError(
+                f"an output of {self.dtype.name} cannot be made: use one of "
+                f"{', '.join(DTYPES)}"
+            )
+        if self.pooling not in get_args(Pooling):
+            raise OutputError(
+                f"{self.pooling!r} is no way to pool a level: use 'max' or 'mean'"
+            )
+        size = self.voxel_size_um
+        if size is not None and not all(v > 0 and math.isfinite(v) for v in size):
+            raise OutputError(
+                f"a voxel size of {size} µm (z, y, x) makes no sense: "
+                "give three positive numbers"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the voxels, uncompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Sink(ABC):
+    """One output volume, written unit by unit; a context manager.
+
+    `write` may be called from several threads for different units. Voxels that were
+    never written read as zero in every format (`sparse`), so a unit of background only
+    may be left out; `holds` is then False for it, and the caller keeps that record.
+    """
+
+    kind: ClassVar[SinkKind]
+    sparse: ClassVar[bool] = True
+
+    def __init__(self, path: Path, spec: SinkSpec, grain: Shape) -> None:
+        self.path = path
+        self.spec = spec
+        self.grain = grain
+
+    @property
+    def shape(self) -> Shape:
+        """Extent in voxels, z, y, x."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8, uint16, int16 or float32, in this machine's byte order."""
+        return self.spec.dtype
+
+    @property
+    def scratch(self) -> tuple[Path, ...]:
+        """Files beside `path` that a resume needs and the finished output does not."""
+        return ()
+
+    def units(self) -> Iterator[Box]:
+        """Every unit, in z, y, x order."""
+        return Box.whole(self.shape).grid(self.grain)
+
+    def write(self, unit: Box, voxels: NDArray[Any]) -> None:
+        """Make one unit durable; it survives a kill at any later moment.
+
+        Writing a unit again replaces it.
+
+        Raises
+        ------
+        WriteError
+            `unit` is no cell of the unit grid, `voxels` is not of its shape and of
+            the sink's dtype, or the disk refused.
+        """
+        self._check_unit(unit)
+        if voxels.shape != unit.shape or voxels.dtype != self.dtype:
+            raise WriteError(
+                f"unit {unit} of {self.path} takes {self.dtype.name} of shape "
+                f"{unit.shape}, not {voxels.dtype.name} of shape {voxels.shape}"
+            )
+        try:
+            self._write(unit, voxels)
+        except (OSError, ValueError) as error:
+            raise WriteError(
+                f"unit {unit} of {self.path} could not be made durable ({error}): "
+                "make room or repair the disk, then run the same command again"
+            ) from error
+
+    def holds(self, unit: Box) -> bool:
+        """Whether this unit was written and can be read back in full."""
+        self._check_unit(unit)
+        return self._holds(unit)
+
+    def _check_unit(self, unit: Box) -> None:
+        cell = tuple(a // g * g for a, g in zip(unit.start, self.grain, strict=True))
+        stop = tuple(
+            min(a + g, n)
+            for a, g, n in zip(unit.start, self.grain, self.shape, strict=True)
+        )
+        inside = all(0 <= a < n for a, n in zip(unit.start, self.shape, strict=True))
+        if not inside or cell != unit.start or stop != unit.stop:
+            raise WriteError(
+                f"box {unit} is not one unit of {self.path}: a unit is one cell of "
+                f"the grid {self.grain}, cut at the volume's end {self.shape}"
+            )
+
+    def _check_box(self, box: Box) -> None:
+        if not Box.whole(self.shape).contains(box):
+            raise WriteError(
+                f"box {box} does not lie in {self.path}, of shape {self.shape}"
+            )
+
+    @abstractmethod
+    def _write(self, unit: Box, voxels: NDArray[Any]) -> None: ...
+
+    @abstractmethod
+    def _holds(self, unit: Box) -> bool: ...
+
+    @abstractmethod
+    def read(self, box: Box) -> NDArray[Any]:
+        """What was written, any box of it; zeros where nothing was."""
+
+    @abstractmethod
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Complete the file at `path`: coarser levels, metadata and provenance.
+
+        May be called again, with the same result, after a kill in the middle.
+        `metadata` is what a JSON file can hold.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files. What is durable stays; `finish` is not implied."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def sink_kind(path: Path) -> SinkKind:
+    """Which format a path's suffix asks for.
+
+    Raises
+    ------
+    OutputError
+        The suffix is not known.
+
+    >>> sink_kind(Path("brain.ome.tif")), sink_kind(Path("brain.ome.zarr"))
+    ('tiff', 'ome-zarr')
+    """
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise OutputError(
+            f"{path.name} does not say which format to write: "
+            f"end it in one of {' '.join(_SUFFIXES)}"
+        )
+    return kind
+
+
+def create_sink(
+    path: Path,
+    kind: SinkKind,
+    shape: Shape,
+    dtype: DTypeLike,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    *,
+    grain: Shape | None = None,
+    pooling: Pooling = "max",
+    overwrite: bool = False,
+) -> Sink:
+    """Make a new output in which every voxel is zero.
+
+    `grain` is the unit asked for; None takes the format's own.
+
+    Raises
+    ------
+    OutputError
+        Something lies at `path` and `overwrite` is False, the disk has no room, or
+        the format cannot hold such a volume.
+    """
+    spec = SinkSpec(shape, np.dtype(dtype), voxel_size_um, pooling)
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path} cannot be written: the folder {path.parent} is not there"
+        )
+    if path.exists() and not overwrite:
+        raise OutputError(
+            f"{path} is already there: choose another name, or ask to overwrite it"
+        )
+    return _class_of(kind).create(path, spec, grain)
+
+
+def open_sink(
+    path: Path,
+    kind: SinkKind,
+    shape: Shape,
+    dtype: DTypeLike,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    *,
+    grain: Shape | None = None,
+    pooling: Pooling = "max",
+    sweep: bool = True,
+) -> Sink:
+    """Open an unfinished output again, to go on with it.
+
+    `sweep` removes what a killed writer left lying about; say False when another
+    process may be writing into the same output now.
+
+    Raises
+    ------
+    ResumeError
+        What lies there is damaged, or of another shape, dtype or grain.
+    """
+    spec = SinkSpec(shape, np.dtype(dtype), voxel_size_um, pooling)
+    return _class_of(kind).reopen(path, spec, grain, sweep=sweep)
+
+
+def required_bytes(kind: SinkKind, shape: Shape, dtype: DTypeLike) -> int:
+    """Disk that such an output may need, in bytes: an upper bound.
+
+    Compressed formats are counted as if nothing could be compressed, with their
+    coarser levels.
+    """
+    return _class_of(kind).bytes_needed(SinkSpec(shape, np.dtype(dtype)))
+
+
+def _class_of(kind: SinkKind) -> type[MakeableSink]:
+    # Here and not at the top: the formats are made from the class above.
+    if kind == "tiff":
+        from neurodeploy_runtime.volumes._sink_tiff import TiffSink
+
+        return TiffSink
+    if kind == "v3draw":
+        from neurodeploy_runtime.volumes._sink_v3draw import V3drawSink
+
+        return V3drawSink
+    if kind == "ome-zarr":
+        from neurodeploy_runtime.volumes._sink_zarr import ZarrSink
+
+        return ZarrSink
+    if kind == "precomputed":
+        from neurodeploy_runtime.volumes._sink_precomputed import PrecomputedSink
+
+        return PrecomputedSink
+    raise OutputError(
+        f"{kind!r} is no format to write: use one of {', '.join(get_args(SinkKind))}"
+    )
+
+
+class MakeableSink(Sink):
+    """A sink of a known format: how its files come to be."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
+        """Make the file, replacing what lies there."""
+
+    @classmethod
+    @abstractmethod
+    def reopen(
+        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, sweep: bool
+    ) -> Self:
+        """Open an unfinished file."""
+
+    @classmethod
+    @abstractmethod
+    def bytes_needed(cls, spec: SinkSpec) -> int:
+        """Upper bound of the disk it takes."""
