@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +87,7 @@ class Source(ABC):
     #: For people: ``TIFF, zlib planes, ImageJ``.
     format: str
     #: The most that reading allocates between calls and during one, results aside.
-    memory_bytes: ClassVar[int] | int = 0
+    memory_bytes: int = 0
 
     @abstractmethod
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
