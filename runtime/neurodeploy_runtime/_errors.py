@@ -21,7 +21,7 @@ from typing import ClassVar
 
 
 class NeurodeployError(Exception):
-    """Any error that neurodeploy raises on purpose; its text is one sentence for a user."""
+    """An error that neurodeploy raises on purpose: one sentence for a user."""
 
     exit_code: ClassVar[int] = 1
 

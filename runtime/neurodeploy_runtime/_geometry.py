@@ -31,9 +31,7 @@ class Box:
     @property
     def shape(self) -> Shape:
         """Extent on z, y, x; never negative."""
-        z, y, x = (
-            max(0, b - a) for a, b in zip(self.start, self.stop, strict=True)
-        )
+        z, y, x = (max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
     @property
@@ -79,11 +77,9 @@ class Box:
             for a, b, c in zip(self.start, self.stop, cell, strict=True)
         ]
         for z, y, x in product(*ranges):
-            yield Box(
-                (z, y, x), (z + cell[0], y + cell[1], x + cell[2])
-            ).intersect(self)
+            yield Box((z, y, x), (z + cell[0], y + cell[1], x + cell[2])).intersect(
+                self
+            )
 
     def __str__(self) -> str:
-        return ",".join(
-            f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)
-        )
+        return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))

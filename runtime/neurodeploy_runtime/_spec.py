@@ -75,9 +75,7 @@ class ModelSpec:
     @property
     def margin(self) -> Shape:
         """Voxels that the network reads around its window, on each side."""
-        z, y, x = (
-            (t - w) // 2 for t, w in zip(self.tile, self.window, strict=True)
-        )
+        z, y, x = ((t - w) // 2 for t, w in zip(self.tile, self.window, strict=True))
         return z, y, x
 
     def to_json(self) -> dict[str, Any]:

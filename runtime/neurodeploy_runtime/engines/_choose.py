@@ -27,7 +27,9 @@ class Adapter:
 #: Best first. To add an engine, add its module and its line here.
 ADAPTERS = (
     Adapter("tensorrt", "cuda", _tensorrt.why_not, _tensorrt.TensorRtEngine),
-    Adapter("onnxruntime", "cuda", _onnxruntime.why_not, _onnxruntime.OnnxRuntimeEngine),
+    Adapter(
+        "onnxruntime", "cuda", _onnxruntime.why_not, _onnxruntime.OnnxRuntimeEngine
+    ),
     Adapter("openvino", "cpu", _openvino.why_not, _openvino.OpenVinoEngine),
     Adapter("onnxruntime", "cpu", _onnxruntime.why_not, _onnxruntime.OnnxRuntimeEngine),
 )
@@ -54,7 +56,7 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
         raise SettingsError(
             f"device {settings.device!r} is unknown: use auto, cpu or cuda:N"
         )
-    reasons = []
+    reasons: list[str] = []
     for adapter in ADAPTERS:
         if settings.engine not in ("auto", adapter.name):
             continue

@@ -1,4 +1,4 @@
-"""An engine that is a NumPy function: for tests, and to try a pipeline without a network."""
+"""An engine that is a NumPy function: for tests, and pipelines without a network."""
 
 from __future__ import annotations
 

@@ -16,6 +16,6 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
     return "this version runs no TensorRT engines yet"
 
 
-def TensorRtEngine(bundle: Bundle, settings: EngineSettings) -> Engine:  # noqa: N802
+def TensorRtEngine(bundle: Bundle, settings: EngineSettings) -> Engine:
     """Refuses; the engine class takes this place."""
     raise DeviceError(f"{why_not(bundle, settings)}")

@@ -1,0 +1,258 @@
+"""What has become durable, bound to the input, the model and the settings.
+
+Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy``::
+
+    plan.json            what is being made: identity of input, model, settings
+    data.tif | …         the output so far
+    done-I.log           one line per durable unit, by worker I
+    worker-I.lock        who works as I: host, process, heartbeat
+
+A unit is written and flushed first and recorded after; done means recorded and present
+and readable. The folder goes away when the output has its final name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
+from neurodeploy_runtime._geometry import Box, Shape
+
+PLAN = "plan.json"
+HEARTBEAT_S = 10.0
+#: A lock of another host whose heartbeat is older than this is a dead worker's.
+LEASE_S = 120.0
+MAX_PLAN_BYTES = 64_000_000
+
+
+def checksum(voxels: NDArray[Any]) -> int:
+    """CRC-32 of a unit's voxels."""
+    return zlib.crc32(np.ascontiguousarray(voxels).data)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A durable unit: its first voxel and the checksum of each of its outputs."""
+
+    start: Shape
+    checksums: tuple[int, ...]
+
+
+class Journal:
+    """The records of one output, and the lock of one of its workers."""
+
+    def __init__(self, folder: Path, worker: int = 1) -> None:
+        self.folder = folder
+        self._worker = worker
+        self._log: int | None = None
+        self._beat: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._lock_path = folder / f"worker-{worker}.lock"
+
+    @property
+    def exists(self) -> bool:
+        """Whether an unfinished run lies here."""
+        return (self.folder / PLAN).is_file()
+
+    def read_plan(self) -> dict[str, Any]:
+        """What the unfinished run here is making."""
+        path = self.folder / PLAN
+        try:
+            if path.stat().st_size > MAX_PLAN_BYTES:
+                raise ValueError("too large")
+            values = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ResumeError(
+                f"{path} cannot be read ({error}): remove {self.folder} to start again"
+            ) from None
+        if not isinstance(values, dict):
+            raise ResumeError(
+                f"{path} is not a plan: remove {self.folder} to start again"
+            )
+        return values
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Write down what is being made; atomic, so that half a plan is never seen."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_atomically(
+                self.folder / PLAN, json.dumps(plan, indent=1, sort_keys=True)
+            )
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.folder}: {error}") from None
+
+    def check(self, plan: Mapping[str, Any]) -> None:
+        """Refuse to go on where the run here is of something else, naming what."""
+        mine = json.loads(json.dumps(plan["identity"]))
+        theirs = self.read_plan().get("identity", {})
+        different = _differences(theirs, mine)
+        if different:
+            raise ResumeError(
+                f"{self.folder} holds an unfinished run that differs in "
+                f"{'; '.join(different[:4])}: repeat its command to go on with it, "
+                "choose another output, or pass --overwrite to start again"
+            )
+
+    # -- records ---------------------------------------------------------------
+
+    def records(self) -> dict[Shape, Record]:
+        """All units recorded by all workers; torn last lines count for nothing."""
+        found: dict[Shape, Record] = {}
+        for path in sorted(self.folder.glob("done-*.log")):
+            text = path.read_bytes()
+            for line in text[: text.rfind(b"\n") + 1].splitlines():
+                try:
+                    numbers = [int(field) for field in line.split()]
+                    z, y, x, *sums = numbers
+                except ValueError:
+                    continue
+                found[(z, y, x)] = Record((z, y, x), tuple(sums))
+        return found
+
+    def record(self, unit: Box, checksums: tuple[int, ...]) -> None:
+        """Note that a unit is durable; the note is flushed before it returns."""
+        line = " ".join(str(n) for n in (*unit.start, *checksums)) + "\n"
+        try:
+            if self._log is None:
+                path = self.folder / f"done-{self._worker}.log"
+                self._log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                size = os.fstat(self._log).st_size
+                # A line torn by a kill is closed, so that it spoils no other.
+                if size and os.pread(self._log, 1, size - 1) != b"\n":
+                    os.write(self._log, b"\n")
+            os.write(self._log, line.encode())
+            os.fsync(self._log)
+        except OSError as error:
+            raise WriteError(
+                f"cannot record in {self.folder}: {error}; make room and run the same "
+                "command again to continue"
+            ) from error
+
+    # -- one process per worker ------------------------------------------------
+
+    def lock(self) -> None:
+        """Take this worker's place; ResumeError where another process has it."""
+        mine = {"host": socket.gethostname(), "pid": os.getpid()}
+        for _ in range(2):
+            try:
+                handle = os.open(
+                    self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644
+                )
+            except FileExistsError:
+                self._break_stale()
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot write to {self.folder}: {error}") from None
+            with os.fdopen(handle, "w") as out:
+                json.dump(mine, out)
+            self._beat = threading.Thread(
+                target=self._keep_alive, name="heartbeat", daemon=True
+            )
+            self._beat.start()
+            return
+        raise ResumeError(
+            f"another process took {self._lock_path} at this moment: run again"
+        )
+
+    def _break_stale(self) -> None:
+        try:
+            holder = json.loads(self._lock_path.read_text() or "{}")
+            age = time.time() - self._lock_path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        except ValueError:
+            holder, age = {}, LEASE_S + 1
+        host, pid = holder.get("host"), holder.get("pid")
+        here = host == socket.gethostname()
+        alive = _is_alive(pid) if here and isinstance(pid, int) else age < LEASE_S
+        if alive:
+            raise ResumeError(
+                f"process {pid} on {host} is working on this output as worker "
+                f"{self._worker} (seen {age:.0f} s ago): wait for it, stop it, or take "
+                "another share with --worker I/N"
+            )
+        self._lock_path.unlink(missing_ok=True)
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                os.utime(self._lock_path)
+            except OSError:
+                return
+
+    def claim_finish(self) -> bool:
+        """Whether this worker is the one that gives the output its final name."""
+        try:
+            handle = os.open(self.folder / "finish.lock", os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            return False
+        os.close(handle)
+        return True
+
+    def close(self) -> None:
+        """Give the worker's place back; may be called twice."""
+        self._stop.set()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+        if self._beat is not None:
+            self._beat.join()
+            self._beat = None
+            self._lock_path.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it is seen whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _differences(theirs: Any, mine: Any, name: str = "") -> list[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        found = []
+        for key in sorted(set(theirs) | set(mine)):
+            found += _differences(
+                theirs.get(key), mine.get(key), f"{name}.{key}" if name else key
+            )
+        return found
+    if theirs == mine:
+        return []
+    return [f"{name} ({_short(theirs)} there, {_short(mine)} asked for)"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "…" + text[-8:]

@@ -1,0 +1,199 @@
+"""Where finished planes go: quantised, gathered into units, made durable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._blend import BlendRing
+from neurodeploy_runtime._channel import Channel
+from neurodeploy_runtime._clock import Clock
+from neurodeploy_runtime._errors import CancelledError
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._journal import Journal, checksum
+from neurodeploy_runtime._projections import Projections
+from neurodeploy_runtime.volumes import Sink
+
+PlaneKind = Literal["mask", "probability"]
+
+
+def quantise(
+    kind: PlaneKind,
+    threshold: float,
+    plane: NDArray[np.float32],
+    out: NDArray[np.uint8],
+) -> None:
+    """A plane of probabilities (y, x) as uint8, into `out`.
+
+    `mask` is 255 where the probability is at or above the threshold, else 0;
+    `probability` is 255 times the probability, rounded to even.
+    """
+    if kind == "mask":
+        np.greater_equal(plane, np.float32(threshold), out=out.view(np.bool_))
+        np.multiply(out, np.uint8(255), out=out)
+        return
+    scaled = np.multiply(plane, np.float32(255))
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, 255, out=scaled)
+    np.copyto(out, scaled, casting="unsafe")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of the files that a run writes."""
+
+    kind: PlaneKind
+    sink: Sink
+
+
+@dataclass
+class _Slab:
+    """One unit-deep slab of a region, for every output."""
+
+    box: Box
+    parts: list[NDArray[np.uint8]]
+
+
+class UnitOutlet:
+    """Gathers the planes of a region into units and writes them, from its own thread.
+
+    Two slabs go round: one is filled while the other becomes durable.
+
+    Parameters
+    ----------
+    outputs
+        Of one grain.
+    origin
+        Where the outputs' first voxel lies in the volume.
+    skip
+        Units that are durable already: they are not written again.
+    written
+        Called with each unit (in output coordinates) when it is recorded.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Output],
+        region: Box,
+        origin: Shape,
+        threshold: float,
+        *,
+        journal: Journal | None,
+        projections: Projections,
+        written: Callable[[Box, int], None],
+        skip: frozenset[Shape] = frozenset(),
+        clock: Clock,
+    ) -> None:
+        self._outputs = outputs
+        self._region = region
+        self._origin = origin
+        self._threshold = threshold
+        self._journal = journal
+        self._projections = projections
+        self._written = written
+        self._skip = skip
+        self._clock = clock
+        self._grain = outputs[0].sink.grain
+        self._extent = outputs[0].sink.shape
+        self._free: Channel[list[NDArray[np.uint8]]] = Channel(2)
+        self._full: Channel[_Slab] = Channel(2)
+        depth = min(self._grain[0], self._extent[0])
+        for _ in range(2):
+            parts = [np.empty((depth, *region.shape[1:]), np.uint8) for _ in outputs]
+            for part in parts:
+                part.fill(0)
+            self._free.put(parts)
+        self._slab: _Slab | None = None
+        self._on_error: Callable[[BaseException], None] = lambda error: None
+        #: What ended the writing, if not :meth:`finish`.
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._write_all, name="write")
+
+    @staticmethod
+    def nbytes(outputs: int, grain: Shape, extent: Shape, plane: int) -> int:
+        """Bytes that it will hold for regions of `plane` voxels a plane."""
+        return 2 * outputs * min(grain[0], extent[0]) * plane
+
+    def start(self, on_error: Callable[[BaseException], None]) -> None:
+        """Begin writing; `on_error` is called from the writing thread."""
+        self._on_error = on_error
+        self._thread.start()
+
+    def emit(self, z: int, blend: BlendRing) -> None:
+        """Take plane z of the volume from the ring."""
+        oz = z - self._origin[0]
+        if self._slab is None:
+            with self._clock.stage("wait for the writer"):
+                parts = self._free.get()
+            if parts is None:
+                raise CancelledError("the run was stopped")
+            start = oz // self._grain[0] * self._grain[0]
+            stop = min(start + self._grain[0], self._region.stop[0] - self._origin[0])
+            oy, ox = (self._region.start[i] - self._origin[i] for i in (1, 2))
+            height, width = self._region.shape[1:]
+            self._slab = _Slab(
+                Box((start, oy, ox), (stop, oy + height, ox + width)), parts
+            )
+        slab = self._slab
+        at = oz - slab.box.start[0]
+        plane = blend.plane_of(z)
+        with self._clock.stage("quantise"):
+            for output, part in zip(self._outputs, slab.parts, strict=True):
+                quantise(output.kind, self._threshold, plane, part[at])
+            self._projections.add(
+                z, self._region.start[1], self._region.start[2], slab.parts[0][at]
+            )
+        if oz + 1 == slab.box.stop[0]:
+            self._full.put(slab)
+            self._slab = None
+
+    def finish(self) -> None:
+        """Wait until everything that was emitted is durable."""
+        self._full.end()
+        self.join()
+
+    def abort(self, error: BaseException) -> None:
+        """Stop writing; a unit on its way to the disk is completed."""
+        self._free.fail(error)
+        self._full.fail(error)
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _write_all(self) -> None:
+        try:
+            while (slab := self._full.get()) is not None:
+                with self._clock.stage("write"):
+                    self._write(slab)
+                self._free.put(slab.parts)
+        except BaseException as error:
+            self.error = self.error or error
+            self._on_error(error)
+
+    def _write(self, slab: _Slab) -> None:
+        for unit in slab.box.grid(self._grain):
+            if unit.start in self._skip:
+                continue
+            inside = unit.shift(
+                (-slab.box.start[0], -slab.box.start[1], -slab.box.start[2])
+            ).slices
+            sums = []
+            foreground = 0
+            for output, part in zip(self._outputs, slab.parts, strict=True):
+                voxels: NDArray[Any] = part[inside]
+                positive = int(np.count_nonzero(voxels))
+                foreground = foreground or positive
+                # A background unit of a chunked store is a record without a shard.
+                if positive or not output.sink.sparse:
+                    output.sink.write(unit, np.ascontiguousarray(voxels))
+                sums.append(checksum(voxels))
+            if self._journal is not None:
+                self._journal.record(unit, tuple(sums))
+            self._written(unit, foreground)

@@ -1,0 +1,100 @@
+"""A thread that brings the planes of a source into a ring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from neurodeploy_runtime._clock import Clock
+from neurodeploy_runtime._errors import CancelledError, ReadError
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._planes import PlaneRing
+from neurodeploy_runtime._projections import Projections
+from neurodeploy_runtime.volumes import Source
+
+#: A read is tried this often, with growing pauses: a network drive hiccups.
+ATTEMPTS = 3
+PAUSE_S = 0.2
+#: Planes are read together up to this size, so that threads can decode side by side.
+READ_BYTES = 64_000_000
+
+
+class PlaneReader:
+    """Reads what a region needs, in plane order, each plane once."""
+
+    def __init__(
+        self,
+        source: Source,
+        plan: TilePlan,
+        region: Box,
+        ring: PlaneRing,
+        *,
+        projections: Projections | None,
+        clock: Clock,
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._source = source
+        self._ring = ring
+        self._projections = projections
+        self._clock = clock
+        self._on_error = on_error
+        axis = plan.axes[0]
+        layers = axis.meeting(region.start[0], region.stop[0], plan.shape[0])
+        self.start_plane = axis.reads(layers[0], plan.shape[0])[0]
+        self._stop_plane = axis.reads(layers[-1], plan.shape[0])[1]
+        self._spans = plan.layer(region).reads
+        self._thread = threading.Thread(target=self._run, name="read", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._read_all()
+            self._ring.end()
+        except CancelledError:
+            pass
+        except BaseException as error:
+            self._on_error(error)
+
+    def _read_all(self) -> None:
+        (y0, y1), (x0, x1) = self._spans
+        plane_bytes = (y1 - y0) * (x1 - x0) * self._source.dtype.itemsize
+        most = max(1, READ_BYTES // plane_bytes)
+        z = self.start_plane
+        while z < self._stop_plane:
+            views = self._ring.room_views(min(most, self._stop_plane - z))
+            for view in views:
+                box = Box((z, y0, x0), (z + len(view), y1, x1))
+                with self._clock.stage("read"):
+                    self._read(box, view)
+                if self._projections is not None:
+                    with self._clock.stage("picture"):
+                        for i, plane in enumerate(view):
+                            self._projections.add(z + i, y0, x0, plane)
+                self._ring.bring(len(view))
+                z += len(view)
+
+    def _read(self, box: Box, view: object) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._source.read(box, view)  # type: ignore[arg-type]
+                return
+            except ReadError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(PAUSE_S * 2**attempt)
+            except OSError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise ReadError(
+                        f"planes {box.start[0]} to {box.stop[0] - 1} of "
+                        f"{self._source.path} cannot be read: {error}"
+                    ) from error
+                time.sleep(PAUSE_S * 2**attempt)

@@ -1,0 +1,384 @@
+"""From planes to finished planes: cutting, inferring and blending, overlapped.
+
+::
+
+    planes -> ring -> [cut] -> ready -> [infer] x engines -> done -> [blend] -> emit
+                        ^                                               |
+                        +------------------ free slots -----------------+
+
+A fixed set of slots goes round, so memory is fixed and a slow stage holds up those
+before it. The first error of any stage stops all of them and is raised to the caller.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._blend import BlendRing
+from neurodeploy_runtime._channel import Channel
+from neurodeploy_runtime._clock import Clock
+from neurodeploy_runtime._errors import CancelledError, InputError
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._normalise import Normalisation
+from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._planes import PlaneRing
+from neurodeploy_runtime._skip import BackgroundSkip
+from neurodeploy_runtime.engines import Engine
+
+Emit = Callable[[int, BlendRing], None]
+
+#: Flips on y and x whose mean is taken with test-time augmentation.
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+
+
+@dataclass(frozen=True)
+class TileId:
+    """Where a tile lies in the grid, and whether its layer is the volume's last."""
+
+    layer: int
+    row: int
+    column: int
+    last: bool
+
+
+@dataclass
+class Slot:
+    """A batch of tiles on its way; allocated and touched once, used again and again."""
+
+    voxels: NDArray[np.float32]
+    answer: NDArray[np.float32]
+    order: int = 0
+    #: The tiles of the batch; a batch may be padded with what was there before.
+    tiles: list[TileId] = field(default_factory=list)
+    #: Tiles known to be background: they add nothing and are not run.
+    skipped: list[TileId] = field(default_factory=list)
+    #: Which of `tiles` are background tiles that are run for the audit only.
+    audited: list[bool] = field(default_factory=list)
+    #: The layer whose tiles end with this slot, if they do.
+    ends: TileId | None = None
+
+
+class RegionStream:
+    """Segments one region, plane by finished plane.
+
+    Parameters
+    ----------
+    plan
+        The tiles of the volume. Where the depth is not known yet (a camera), its z
+        extent only has to be large enough, and `depth` is None.
+    region
+        What is asked for. Its y and x extents decide what `ring` holds of a plane.
+    ring
+        The raw planes of ``plan.layer(region).reads``, in order, from the first that
+        the region needs. Someone else fills it.
+    engines
+        One thread runs each.
+    emit
+        Called in z order, from one thread, with each finished plane and the ring that
+        holds it; the ring's plane is cleared when it returns.
+    """
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        region: Box,
+        ring: PlaneRing,
+        engines: Sequence[Engine],
+        normalisation: Normalisation,
+        emit: Emit,
+        *,
+        dtype: np.dtype[Any],
+        depth: int | None,
+        clock: Clock | None = None,
+        flips: bool = False,
+        seam: bool = False,
+        skip: BackgroundSkip | None = None,
+    ) -> None:
+        self._plan = plan
+        self._region = region
+        self._layer = plan.layer(region)
+        self._ring = ring
+        self._engines = engines
+        self._normalisation = normalisation
+        self._table = normalisation.table(dtype)
+        self._unsigned = np.dtype(f"u{dtype.itemsize}")
+        self._check_finite = dtype.kind == "f"
+        self._emit = emit
+        self._depth = depth
+        self.clock = clock or Clock()
+        self._flips = flips
+        self._skip = skip
+        self._blend = BlendRing(plan, region, squares=seam)
+        slots = 2 * len(engines) + 2
+        self._free: Channel[Slot] = Channel(slots)
+        self._ready: Channel[Slot] = Channel(slots)
+        self._done: Channel[Slot] = Channel(slots)
+        self._batch = engines[0].batch
+        for _ in range(slots):
+            voxels = np.empty(engines[0].input_shape, np.float32)
+            answer = np.empty(engines[0].output_shape, np.float32)
+            voxels.fill(0)
+            answer.fill(0)
+            self._free.put(Slot(voxels, answer))
+        self._error: BaseException | None = None
+        self._finished = threading.Event()
+        self._lock = threading.Lock()
+        self._engines_left = len(engines)
+        self.tiles_run = 0
+
+    def stop(self, error: BaseException) -> None:
+        """Stop every stage; the first `error` is what :meth:`run` raises."""
+        self._error = self._error or error
+        self._ring.fail(error)
+        for channel in (self._free, self._ready, self._done):
+            channel.fail(error)
+        self._finished.set()
+
+    def run(self, cancel: threading.Event | None = None) -> None:
+        """Segment the region; returns when the last plane was emitted.
+
+        `cancel` stops it within a second and raises CancelledError.
+
+        Raises
+        ------
+        NeurodeployError
+            The first error of any stage, in the thread that called.
+        """
+        jobs: list[tuple[str, Callable[[], None]]] = [
+            ("cut", self._cut),
+            ("blend", self._blend_all),
+        ]
+        jobs += [
+            (f"infer {i}", lambda engine=engine: self._infer(engine))  # type: ignore[misc]
+            for i, engine in enumerate(self._engines)
+        ]
+        threads = [
+            threading.Thread(target=self._guard, args=(job,), name=name, daemon=True)
+            for name, job in jobs
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            # An Event waited for with a timeout lets Ctrl-C through at once.
+            while not self._finished.wait(0.2):
+                if cancel is not None and cancel.is_set():
+                    self.stop(CancelledError("stopped by the caller"))
+        except BaseException as error:
+            self.stop(
+                CancelledError("stopped by the user")
+                if isinstance(error, KeyboardInterrupt)
+                else error
+            )
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _guard(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            self.stop(error)
+
+    # -- cutting ---------------------------------------------------------------
+
+    def _cut(self) -> None:
+        axis = self._plan.axes[0]
+        order = 0
+        layer = axis.meeting(
+            self._region.start[0], self._region.stop[0], self._plan.shape[0]
+        ).start
+        while True:
+            start = layer * axis.stride
+            end = start + axis.window
+            need = (
+                axis.reads(layer, self._depth)[1]
+                if self._depth is not None
+                # One plane more than the window says whether another layer follows.
+                else end + max(axis.margin, 1)
+            )
+            with self.clock.stage("wait for planes"):
+                arrived, ended = self._ring.wait(need)
+            depth = self._depth if self._depth is not None else arrived
+            known = self._depth is not None or ended
+            last = known and layer + 1 >= axis.count(depth)
+            if known and depth == 0:
+                break
+            extent = depth if known else end + axis.tile
+            order = self._cut_layer(layer, last, extent, order)
+            if last or (layer + 1) * axis.stride >= self._region.stop[0]:
+                break
+            layer += 1
+            self._ring.release(max(0, layer * axis.stride - axis.margin))
+        self._ready.end()
+
+    def _cut_layer(self, layer: int, last: bool, extent: int, order: int) -> int:
+        """Cut all tiles of a layer into slots; returns the next slot's number."""
+        z_axis = self._plan.axes[0]
+        low, high = z_axis.reads(layer, extent)
+        planes = self._ring.views(low, high)
+        z_index = z_axis.mirrored(layer, extent)
+        slot: Slot | None = None
+        tiles = list(self._layer)
+        for number, (row, column) in enumerate(tiles):
+            tile = TileId(layer, row, column, last)
+            if slot is None:
+                slot = self._take_free()
+                slot.order = order
+                order += 1
+            with self.clock.stage("normalise"):
+                raw = self._raw(planes, row, column)
+                run, audited = True, False
+                if self._skip is not None:
+                    run, audited = self._skip.decide(
+                        (layer, row, column), raw, self._normalisation
+                    )
+                if run:
+                    self._normalise(
+                        raw, z_index, row, column, slot.voxels[len(slot.tiles), 0]
+                    )
+            if run:
+                slot.tiles.append(tile)
+                slot.audited.append(audited)
+            else:
+                slot.skipped.append(tile)
+            ends = number + 1 == len(tiles)
+            slot.ends = tile if ends else None
+            if ends or len(slot.tiles) == self._batch or len(slot.skipped) >= 64:
+                self._ready.put(slot)
+                slot = None
+        return order
+
+    def _take_free(self) -> Slot:
+        with self.clock.stage("wait for a slot"):
+            slot = self._free.get()
+        if slot is None:
+            raise CancelledError("the run was stopped")
+        slot.tiles, slot.skipped, slot.audited, slot.ends = [], [], [], None
+        return slot
+
+    def _raw(
+        self, planes: list[NDArray[Any]], row: int, column: int
+    ) -> list[NDArray[Any]]:
+        """What the tile reads of the volume, as views."""
+        (y_low, _), (x_low, _) = self._layer.reads
+        y0, y1 = self._plan.axes[1].reads(row, self._plan.shape[1])
+        x0, x1 = self._plan.axes[2].reads(column, self._plan.shape[2])
+        return [
+            part[:, y0 - y_low : y1 - y_low, x0 - x_low : x1 - x_low] for part in planes
+        ]
+
+    def _normalise(
+        self,
+        raw: list[NDArray[Any]],
+        z_index: NDArray[np.intp] | None,
+        row: int,
+        column: int,
+        out: NDArray[np.float32],
+    ) -> None:
+        """The tile as the network sees it, mirrored where it sticks out, into `out`."""
+        y_index = self._plan.axes[1].mirrored(row, self._plan.shape[1])
+        x_index = self._plan.axes[2].mirrored(column, self._plan.shape[2])
+        if z_index is None and y_index is None and x_index is None:
+            z = 0
+            for part in raw:
+                self._values(part, out[z : z + len(part)])
+                z += len(part)
+            return
+        whole = np.concatenate(raw)
+        for axis, index in enumerate((z_index, y_index, x_index)):
+            if index is not None:
+                whole = whole.take(index, axis)
+        self._values(whole, out)
+
+    def _values(self, voxels: NDArray[Any], out: NDArray[np.float32]) -> None:
+        if self._table is not None:
+            np.take(self._table, voxels.view(self._unsigned), out=out, mode="clip")
+            return
+        if self._check_finite and not np.isfinite(voxels).all():
+            bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
+            raise InputError(
+                f"{bad} voxels of one tile are NaN or infinite: replace them (with the "
+                "background, for example) before segmenting"
+            )
+        self._normalisation.apply(voxels, out)
+
+    # -- inferring -------------------------------------------------------------
+
+    def _infer(self, engine: Engine) -> None:
+        flipped = np.empty(engine.output_shape, np.float32) if self._flips else None
+        while (slot := self._ready.get()) is not None:
+            if slot.tiles:
+                with self.clock.stage("infer"):
+                    if flipped is None:
+                        engine.infer(slot.voxels, slot.answer)
+                    else:
+                        self._infer_flips(engine, slot, flipped)
+                with self._lock:
+                    self.tiles_run += len(slot.tiles)
+            self._done.put(slot)
+        self._ended_engine()
+
+    def _infer_flips(
+        self, engine: Engine, slot: Slot, answer: NDArray[np.float32]
+    ) -> None:
+        slot.answer.fill(0)
+        for axes in FLIPS:
+            engine.infer(np.ascontiguousarray(np.flip(slot.voxels, axes)), answer)
+            slot.answer += np.flip(answer, axes)
+        slot.answer *= np.float32(1 / len(FLIPS))
+
+    def _ended_engine(self) -> None:
+        """The last engine to end closes what is behind them."""
+        with self._lock:
+            self._engines_left -= 1
+            left = self._engines_left
+        if left == 0:
+            self._done.end()
+
+    # -- blending --------------------------------------------------------------
+
+    def _blend_all(self) -> None:
+        waiting: dict[int, Slot] = {}
+        order = 0
+        while (slot := self._done.get()) is not None:
+            waiting[slot.order] = slot
+            while order in waiting:
+                slot = waiting.pop(order)
+                order += 1
+                with self.clock.stage("blend"):
+                    self._add(slot)
+                ends = slot.ends
+                self._free.put(slot)
+                if ends is not None:
+                    self._emit_layer(ends)
+        self._finished.set()
+
+    def _add(self, slot: Slot) -> None:
+        for i, (tile, audited) in enumerate(zip(slot.tiles, slot.audited, strict=True)):
+            window = slot.answer[i, 0]
+            if audited and self._skip is not None:
+                self._skip.audit(window)
+                continue
+            self._blend.add(tile.layer, tile.row, tile.column, window, last=tile.last)
+
+    def _emit_layer(self, tile: TileId) -> None:
+        axis = self._plan.axes[0]
+        start = tile.layer * axis.stride
+        stop = start + (axis.window if tile.last else axis.stride)
+        if tile.last:
+            depth = self._ring.arrived if self._depth is None else self._depth
+            stop = min(stop, depth)
+        for z in range(
+            max(start, self._region.start[0]), min(stop, self._region.stop[0])
+        ):
+            self._emit(z, self._blend)
+            self._blend.clear(z)

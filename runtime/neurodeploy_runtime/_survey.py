@@ -1,0 +1,56 @@
+"""A look at a spread sample of a volume, before it is segmented."""
+
+from __future__ import annotations
+
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._normalise import Histogram
+from neurodeploy_runtime.volumes import Source
+
+#: Voxels that are looked at, at most; beyond that, more change no third digit.
+SAMPLE_VOXELS = 48_000_000
+PLANES = 24
+
+
+def survey(source: Source) -> Histogram:
+    """The histogram of a sample that depends on the volume's shape alone.
+
+    Planes at equal distances; where planes are so large that they would not fit the
+    sample, the same boxes of each. Every voxel of a small volume.
+    """
+    histogram = Histogram(source.dtype)
+    for box in sample_boxes(source.shape, source.chunk if source.compressed else None):
+        histogram.add(source.read(box))
+    return histogram
+
+
+def sample_boxes(shape: Shape, chunk: Shape | None) -> list[Box]:
+    """The boxes of the sample, in z order."""
+    depth, height, width = shape
+    plane = height * width
+    if depth * plane <= SAMPLE_VOXELS:
+        step = max(1, 8_000_000 // plane)
+        return [
+            Box((z, 0, 0), (min(z + step, depth), height, width))
+            for z in range(0, depth, step)
+        ]
+    thick = min(chunk[0], depth) if chunk else 1
+    count = max(2, min(PLANES, depth // thick))
+    starts = sorted(
+        {
+            min(round(i * (depth - thick) / (count - 1)) // thick * thick, depth - 1)
+            for i in range(count)
+        }
+    )
+    per_box = SAMPLE_VOXELS // len(starts)
+    if thick * plane <= per_box:
+        return [Box((z, 0, 0), (min(z + thick, depth), height, width)) for z in starts]
+    # A grid of boxes in each plane: a third of the extent would show one region only.
+    cells = 4
+    share = (per_box / (thick * plane)) ** 0.5
+    h, w = max(1, int(height / cells * share)), max(1, int(width / cells * share))
+    return [
+        Box((z, y, x), (min(z + thick, depth), y + h, x + w))
+        for z in starts
+        for y in (i * height // cells for i in range(cells))
+        for x in (i * width // cells for i in range(cells))
+    ]
