@@ -136,7 +136,7 @@ class Appearance:
     beads: Range = (0.0, 1.5)
     gaps: Range = (0.0, 0.12)
     #: radians of turn in a step of one voxel
-    tortuosity: Range = (0.04, 0.3)
+    tortuosity: Range = (0.03, 0.18)
     #: side branches in 100 voxels
     branching: Range = (0.0, 1.5)
     alignment: Range = (0.0, 2.0)
@@ -244,11 +244,11 @@ CONFOCAL = Appearance(
     mottle=(0.0, 0.5),
     neurite_share=(0.0002, 0.01),
     contrast=(4.0, 60.0),
-    contrast_spread=(0.3, 0.9),
-    radius=(0.6, 1.8),
-    beads=(0.0, 1.5),
-    tortuosity=(0.06, 0.3),
-    branching=(0.5, 2.5),
+    contrast_spread=(0.4, 1.1),
+    radius=(0.45, 1.5),
+    radius_spread=(0.15, 0.5),
+    tortuosity=(0.05, 0.2),
+    branching=(0.5, 3.5),
     neurons=(0.2, 2.0),
     vessels=(0.0, 1.0),
     cells=(0.0, 6.0),
@@ -264,6 +264,8 @@ SHOWCASE = replace(
     neurite_share=(0.006, 0.015),
     contrast=(18.0, 35.0),
     radius=(0.8, 1.3),
+    tortuosity=(0.04, 0.09),
+    clumping=(0.3, 0.8),
     psf_xy=(0.8, 1.1),
     psf_z=(1.2, 1.8),
     anisotropy=(1.0, 1.3),

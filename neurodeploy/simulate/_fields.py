@@ -93,7 +93,7 @@ def _spline_gain(cell: tuple[int, int, int]) -> float:
             for phase in range(step)
         ]
         power *= float(np.mean([(row**2).sum() for row in rows]))
-    return power**-0.5
+    return float(power**-0.5)
 
 
 def smooth_noise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,8 @@ class Points:
     def make(
         cls,
         position: Floats,
-        radius: Floats,
-        brightness: Floats,
+        radius: NDArray[Any],
+        brightness: NDArray[Any],
         *,
         length: float = 1.0,
         softness: float | Floats = 1.0,
@@ -93,7 +94,7 @@ class Points:
     def within(self, low: tuple[float, ...], high: tuple[float, ...]) -> Points:
         """Those that reach into the box between two corners, by their radius."""
         reach = (self.radius + self.softness)[:, None]
-        touches = (self.position + reach >= np.asarray(low, np.float32)) & (
-            self.position - reach < np.asarray(high, np.float32)
-        )
-        return self.take(touches.all(axis=1))
+        touches: NDArray[np.bool_] = (
+            self.position + reach >= np.asarray(low, np.float32)
+        ) & (self.position - reach < np.asarray(high, np.float32))
+        return self.take(np.flatnonzero(touches.all(axis=1)))

@@ -24,7 +24,7 @@ Cell = tuple[int, int, int]
 
 #: Extent of a cell and the farthest a curve goes from where it starts, in y, x voxels.
 CELL = 64
-REACH = 96
+REACH = 128
 _CELL_VOXELS = CELL**3
 
 
@@ -41,7 +41,7 @@ class Habit:
     gaps: float
     branching: float
     known: int
-    shortest: int = REACH // 4
+    shortest: int = REACH // 3
     softness: float = 1.0
 
 
@@ -77,7 +77,7 @@ def _neurites(look: Look, seed: int, cells: list[Cell]) -> Points:
     """Axons and dendrites that pass through, without their cell bodies."""
     # A curve of unit steps shows as a tube of about this cross-section.
     section = np.pi * (look.radius**2 + 1.4 * look.psf_xy**2)
-    mean_length = 1.25 * REACH * (1 + look.branching / 100 * 0.6 * REACH)
+    mean_length = 1.35 * REACH * (1 + look.branching / 100 * 0.6 * REACH)
     # A walk that the border of its surroundings cuts is shorter than asked for.
     rate = look.neurite_share * _CELL_VOXELS / section / mean_length * 1.15
     # Clumps change where curves are, not how many there are.
@@ -209,7 +209,7 @@ def _bodies(look: Look, seed: int, cells: list[Cell]) -> Points:
                 radius,
                 look.noise * contrast * np.where(glow, 0.3, 1.0),
                 length=0.0,
-                softness=np.where(glow, 1.6 * radius, 1.5).astype(np.float32),
+                softness=np.where(glow, 1.6 * radius, 2.5).astype(np.float32),
                 known=Points.DISTRACTOR,
             )
         )
