@@ -60,14 +60,17 @@ class Decoder(nn.Module):
         full_c, half_c = config.full_channels, config.half_channels
         quarter_c = config.quarter_channels
         slices = 1 if volume else config.tile[0]
-        self.half = half
         self.stem = ConvUnit(slices * half[0] * half[1] * half[2], half_c, kernel)
         self.half_in = Residual(half_c, kernel)
         self.down = ConvUnit(half_c, quarter_c, kernel, half)
         self.quarter_in = Residual(quarter_c, kernel)
         # (tokens' grid) -> as near to a quarter as whole factors reach
         step_z = config.patch[0] // 4 if volume else 1
-        step: Shape = (step_z, max(1, config.patch[1] // 4), max(1, config.patch[2] // 4))
+        step: Shape = (
+            step_z,
+            max(1, config.patch[1] // 4),
+            max(1, config.patch[2] // 4),
+        )
         self.taps = nn.ModuleList(
             nn.ConvTranspose3d(config.width, config.tap_channels, step, step)
             for _ in config.taps

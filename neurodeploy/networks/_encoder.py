@@ -136,7 +136,7 @@ class Encoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def embed(self, voxels: Tensor) -> Tensor:
-        """(B, 1, z, y, x) voxels to the (B, prefix + N, E) tokens of the first block."""
+        """(B, 1, z, y, x) voxels to the first block's (B, prefix + N, E) tokens."""
         config = self.config
         batch = voxels.shape[0]
         patches = self.patch_embed(voxels)
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         else:
             table = table.repeat(1, config.grid[0], 1)
         tokens = tokens + table
-        prefix = []
+        prefix: list[Tensor] = []
         if config.class_token:
             prefix.append(self.cls_token)
         if config.register_tokens:

@@ -1,0 +1,118 @@
+"""Making a clean crop look like a worse microscope's.
+
+Everything happens in units of the background's noise, before the asinh: there a
+detector's gain, its shot noise and a stronger background are what they are, and what
+a change does to the volume's frozen constants can be said in closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far samples are moved away from what was recorded.
+
+    Ranges are ends of a uniform draw (of its logarithm for factors); probabilities
+    are per sample.
+    """
+
+    axes_probability: float = 0.5
+    rotation_probability: float = 0.3
+    scale_probability: float = 0.5
+    #: Factor on the size of what is shown.
+    scale_range: tuple[float, float] = (0.75, 1.35)
+    #: Further factor on the size along z, or its inverse.
+    anisotropy: float = 1.4
+    degrade_probability: float = 0.85
+    #: Factor on the signal above background.
+    gain_range: tuple[float, float] = (0.25, 1.6)
+    #: Standard deviation of added background noise, in units of the noise there was.
+    noise_range: tuple[float, float] = (0.0, 1.0)
+    #: Added variance per unit of signal.
+    shot_range: tuple[float, float] = (0.0, 0.6)
+    gamma_range: tuple[float, float] = (0.85, 1.2)
+    blur_probability: float = 0.2
+    #: Standard deviation in voxels; along z up to twice that.
+    blur_range: tuple[float, float] = (0.3, 1.0)
+    #: A smooth change of background, up to this many units of noise.
+    haze_probability: float = 0.3
+    haze_limit: float = 3.0
+    stripe_probability: float = 0.1
+    missing_probability: float = 0.04
+    #: Factor by which the volume's noise constant may be wrong.
+    noise_jitter: float = 1.7
+    #: Units of noise by which the volume's background may be wrong.
+    background_jitter: float = 0.8
+
+
+def degrade(
+    units: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    settings: Augmentation,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A worse recording of the same crop, in units of *its* background noise.
+
+    Labels of slices that go missing become `IGNORE` (255); the arrays given are left
+    alone.
+    """
+    from scipy import ndimage
+
+    if rng.random() < settings.degrade_probability:
+        if rng.random() < settings.blur_probability:
+            sigma = rng.uniform(*settings.blur_range)
+            along_z = sigma * rng.uniform(0.5, 2.0)
+            units = ndimage.gaussian_filter(units, (along_z, sigma, sigma), truncate=3)
+        gamma = np.float32(_log_uniform(settings.gamma_range, rng))
+        units = np.sign(units) * np.abs(units) ** gamma
+        gain = _log_uniform(settings.gain_range, rng)
+        units = units * np.float32(gain)
+        if rng.random() < settings.haze_probability:
+            units = units + _smooth_field(units.shape, settings.haze_limit, rng)
+        noise = rng.uniform(*settings.noise_range)
+        shot = rng.uniform(*settings.shot_range)
+        variance = np.float32(noise**2) + np.float32(shot) * np.maximum(units, 0)
+        units = units + np.sqrt(variance) * rng.standard_normal(
+            units.shape, dtype=np.float32
+        )
+        if rng.random() < settings.stripe_probability:
+            lines = rng.standard_normal((units.shape[0], units.shape[1], 1))
+            units = units + (rng.uniform(0.2, 0.8) * lines).astype(np.float32)
+        # What the histogram of the whole degraded volume would have measured.
+        units = units / np.float32(np.hypot(gain, noise))
+    if rng.random() < settings.missing_probability:
+        axis = int(rng.integers(2))  # z, or y: how a camera's frame can lie
+        at = int(rng.integers(units.shape[axis]))
+        gone = (slice(None),) * axis + (slice(at, at + int(rng.integers(1, 3))),)
+        units, labels = units.copy(), labels.copy()
+        units[gone] = rng.uniform(-1, 1)
+        labels[gone] = 255
+    factor = np.exp(rng.uniform(-1, 1) * np.log(settings.noise_jitter))
+    shift = rng.uniform(-1, 1) * settings.background_jitter
+    return units * np.float32(factor) + np.float32(shift), labels
+
+
+def _log_uniform(ends: tuple[float, float], rng: np.random.Generator) -> float:
+    low, high = np.log(ends[0]), np.log(ends[1])
+    return float(np.exp(rng.uniform(low, high)))
+
+
+def _smooth_field(
+    shape: tuple[int, ...], limit: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """A field of at most about `limit`, linear between 3 × 3 × 3 random points."""
+    from scipy import ndimage
+
+    coarse = rng.uniform(-0.3, 1.0, (3, 3, 3)).astype(np.float32) * rng.uniform(
+        0, limit
+    )
+    zoom = [extent / 3 for extent in shape]
+    field: NDArray[np.float32] = ndimage.zoom(
+        coarse, zoom, order=1, mode="nearest", grid_mode=False
+    )
+    return field[tuple(slice(0, extent) for extent in shape)]

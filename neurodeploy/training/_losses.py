@@ -1,0 +1,56 @@
+"""What training minimises, on labelled voxels only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from neurodeploy.data import IGNORE, SKELETON
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the terms of the loss.
+
+    `skeleton_recall` is the connectivity term of Kirchhoff et al., "Skeleton Recall
+    Loss" (arXiv 2404.03010): the soft recall of a tube around the true centre lines,
+    computed once per volume on the CPU.
+    """
+
+    cross_entropy: float = 1.0
+    dice: float = 1.0
+    skeleton_recall: float = 0.0
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, settings: LossSettings) -> Tensor:
+    """Cross-entropy + Dice (+ skeleton recall) over the labelled voxels of a batch.
+
+    Dice is that of the whole batch, so that a crop without neurites is no division
+    by zero. Where nothing is labelled the loss is zero, with a gradient of zero.
+
+    >>> logits = torch.tensor([[9.0, -9.0, 9.0]])
+    >>> labels = torch.tensor([[1, 0, 255]], dtype=torch.uint8)
+    >>> bool(segmentation_loss(logits, labels, LossSettings()) < 1e-3)
+    True
+    """
+    logits = logits.float()
+    known = (labels != IGNORE).float()
+    truth = ((labels != 0) & (labels != IGNORE)).float()
+    count = known.sum().clamp(min=1.0)
+    entropy = functional.binary_cross_entropy_with_logits(
+        logits, truth, weight=known, reduction="sum"
+    )
+    loss = settings.cross_entropy * entropy / count
+    probability = torch.sigmoid(logits) * known
+    if settings.dice:
+        common = (probability * truth).sum()
+        dice = (2 * common + 1.0) / (probability.sum() + truth.sum() + 1.0)
+        loss = loss + settings.dice * (1 - dice) * (known.sum() > 0)
+    if settings.skeleton_recall:
+        tube = (labels == SKELETON).float()
+        recall = ((probability * tube).sum() + 1.0) / (tube.sum() + 1.0)
+        loss = loss + settings.skeleton_recall * (1 - recall)
+    return loss

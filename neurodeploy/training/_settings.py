@@ -1,0 +1,201 @@
+"""The settings of a training run: one frozen value, from options or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from neurodeploy._errors import ConfigError
+from neurodeploy.data import Augmentation
+from neurodeploy.networks import NetworkConfig
+from neurodeploy.training._losses import LossSettings
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A training run.
+
+    Parameters
+    ----------
+    data
+        Folders or files with images and their annotation.
+    out
+        Folder of the run; it must not exist, or be resumed.
+    init
+        ``scratch``, ``timm:NAME``, a file of weights (safetensors, or a state dict
+        that loads with `weights_only`), or a checkpoint folder of this network.
+    inflate
+        How a 2D patch kernel becomes a 3D one: `center` or `average`.
+    steps
+        Optimiser steps in all.
+    batch
+        Crops per step.
+    learning_rate
+        Of AdamW at the end of the warm-up; then a cosine down to a hundredth.
+    layer_decay
+        Factor on the learning rate per layer further from the decoder, for an encoder
+        with a donor's weights; 1 turns it off.
+    validation_share
+        Share of the volumes, at least one where there are two, held out to choose the
+        best checkpoint and its threshold; 0 turns validation off.
+    devices
+        GPUs to train on; more than one needs Lightning Fabric.
+    """
+
+    data: tuple[str, ...] = ()
+    out: str = "run"
+    name: str = "neurodeploy"
+    init: str = "scratch"
+    inflate: Literal["center", "average"] = "center"
+    seed: int = 0
+    steps: int = 5000
+    batch: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    clip: float = 1.0
+    ema: float = 0.999
+    layer_decay: float = 0.75
+    precision: Precision = "auto"
+    device: str = "auto"
+    devices: int = 1
+    workers: int = 0
+    neurite_share: float = 0.6
+    #: Relative number of samples per group of volumes.
+    shares: dict[str, float] = field(default_factory=dict)
+    validation_share: float = 0.2
+    validate_every: int = 500
+    save_every: int = 250
+    log_every: int = 10
+    loss: LossSettings = field(default_factory=LossSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch",
+            "devices",
+            "validate_every",
+            "save_every",
+            "log_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use 1 or more")
+        for name in ("workers", "warmup", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use 0 or more")
+        for name in ("learning_rate", "clip", "layer_decay"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: use more than 0")
+        for name, end in (
+            ("ema", 1.0),
+            ("validation_share", 0.9),
+            ("neurite_share", 1.0),
+        ):
+            if not 0 <= getattr(self, name) <= end:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}: use a value from 0 to {end:g}"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(
+        cls, values: dict[str, Any], where: str = "the configuration"
+    ) -> TrainSettings:
+        """Read from plain nested values; a misspelt field is named.
+
+        Raises
+        ------
+        ConfigError
+            Where a field is unknown or of the wrong type.
+
+        Examples
+        --------
+        >>> TrainSettings.from_plain({"steps": 10}).steps
+        10
+        """
+        settings: TrainSettings = _build(cls, values, where, "")
+        return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML configuration."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _build(cls: Any, values: dict[str, Any], where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = (
+                f": did you mean {prefix}{near[0]}?"
+                if near
+                else (f": it may be one of {', '.join(known)}")
+            )
+            raise ConfigError(f"{where} has an unknown field {prefix}{name}{hint}")
+        given[name] = _value(hints[name], value, where, prefix + name)
+    return cls(**given)
+
+
+def _value(hint: Any, value: Any, where: str, name: str) -> Any:
+    """`value` as the type that a field asks for, or a ConfigError that names it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} is a table, not {value!r}")
+        return _build(hint, value, where, name + ".")
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(
+                f"{where}: {name} is {value!r}; it may be "
+                f"{', '.join(map(str, arguments))}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: {name} is {value!r}, not a list")
+        if arguments[-1] is Ellipsis:
+            return tuple(_value(arguments[0], v, where, name) for v in value)
+        if len(value) != len(arguments):
+            raise ConfigError(
+                f"{where}: {name} is {value!r}, not a list of {len(arguments)}"
+            )
+        return tuple(
+            _value(h, v, where, name) for h, v in zip(arguments, value, strict=True)
+        )
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} is a table, not {value!r}")
+        return {
+            str(k): _value(arguments[1], v, where, f"{name}.{k}")
+            for k, v in value.items()
+        }
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(arguments[0], value, where, name)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: {name} is {value!r}, not of type {hint.__name__}")
+    return value
