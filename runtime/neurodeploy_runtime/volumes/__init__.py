@@ -1,6 +1,26 @@
 """Volumes of any size: `open_volume` to read one, `create_sink` to write one."""
 
+from neurodeploy_runtime.volumes._array import ArraySource
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._open import open_volume
+from neurodeploy_runtime.volumes._sink import (
+    Sink,
+    SinkKind,
+    create_sink,
+    open_sink,
+    required_bytes,
+    sink_kind,
+)
 
-__all__ = ["ReadOptions", "Source", "open_volume"]
+__all__ = [
+    "ArraySource",
+    "ReadOptions",
+    "Sink",
+    "SinkKind",
+    "Source",
+    "create_sink",
+    "open_sink",
+    "open_volume",
+    "required_bytes",
+    "sink_kind",
+]

@@ -33,12 +33,13 @@ class Reader:
         """Import the module, which may be heavy, and open the file."""
         try:
             module = import_module(f"neurodeploy_runtime.volumes.{self.module}")
-        except ImportError as error:
-            if self.extra is None:
+        except ModuleNotFoundError as error:
+            library = error.name or ""
+            if self.extra is None or library.startswith("neurodeploy_runtime"):
                 raise
             raise InputError(
-                f"{path} is {self.name}, which needs {error.name or 'a library'} "
-                f'that is not installed: pip install "neurodeploy[{self.extra}]"'
+                f"{path} is {self.name}, which needs {library}: "
+                f'pip install "neurodeploy[{self.extra}]"'
             ) from error
         return cast(Source, module.open_(path, options))
 
@@ -46,7 +47,25 @@ class Reader:
 #: A new format is a module beside this one, and a line here.
 READERS = (
     Reader(
-        "TIFF", "_tiff", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff")
+        "TIFF",
+        "_tiff",
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        (".tif", ".tiff", ".lsm", ".stk"),
+    ),
+    Reader(
+        "v3draw",
+        "_v3draw",
+        (b"raw_image_stack_by_hpeng", b"raw5image_stack_by_hpeng"),
+        (".v3draw", ".raw", ".v3draw5", ".raw5"),
+    ),
+    Reader("v3dpbd", "_v3dpbd", (b"v3d_volume_pkbitdf_encod",), (".v3dpbd",)),
+    Reader("NumPy", "_numpy", (b"\x93NUMPY",), (".npy",)),
+    Reader(
+        "HDF5",
+        "_hdf5",
+        (b"\x89HDF\r\n\x1a\n",),
+        (".ims", ".h5", ".hdf5"),
+        "cluster",
     ),
 )
 

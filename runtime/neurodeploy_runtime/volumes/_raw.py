@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import InputError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime.volumes._axes import Layout
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._chunk_table import fingerprint_of
 from neurodeploy_runtime.volumes._files import Files
@@ -35,6 +36,45 @@ class RawPlanes:
     #: Which file and at which byte each plane begins: one array each, of z.
     file: NDArray[np.integer[Any]]
     offset: NDArray[np.integer[Any]]
+
+    @classmethod
+    def of_array(
+        cls, layout: Layout, stored: np.dtype[Any], path: Path, offset: int
+    ) -> RawPlanes:
+        """The volume inside an array that begins at byte `offset`, in C order."""
+        *leading, rows, columns = layout.stored
+        if layout.zyx[1:] != (len(leading), len(leading) + 1):
+            raise InputError(
+                f"{path} stores planes that are not (y, x): save it as z planes"
+            )
+        index: list[int | slice] = list(layout.index[:-2])
+        index[layout.zyx[0]] = slice(None)
+        # Strides, and not an array of every plane, so that extents a damaged header
+        # makes up cost nothing.
+        strides = np.cumprod([1, *leading[:0:-1]], dtype=object)[::-1]
+        first = sum(
+            i * s for i, s in zip(index, strides, strict=True) if isinstance(i, int)
+        )
+        step = strides[layout.zyx[0]]
+        plane_bytes = rows * columns * stored.itemsize
+        last = first + step * (layout.shape[0] - 1)
+        size = path.stat().st_size
+        if offset + (last + 1) * plane_bytes > size:
+            held = max(0, size - offset) // max(1, plane_bytes)
+            cut = max(0, -(-(held - first) // step)) if held >= first else 0
+            raise InputError(
+                f"{path} is cut short in plane {cut} of {layout.shape[0]}: it has "
+                f"{size} bytes and needs {offset + (last + 1) * plane_bytes}; copy it "
+                "again"
+            )
+        planes = first + step * np.arange(layout.shape[0], dtype=np.int64)
+        return cls(
+            layout.shape,
+            stored,
+            (path,),
+            np.zeros(layout.shape[0], np.int64),
+            offset + planes * plane_bytes,
+        )
 
     @property
     def plane_bytes(self) -> int:

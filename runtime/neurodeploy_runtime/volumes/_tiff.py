@@ -38,9 +38,9 @@ _ANY_RATIO = 70_000
 _CODECS = {1: "uncompressed", 5: "LZW", 8: "zlib", 32946: "zlib", 50000: "zstd"}
 
 #: Codecs whose planes may each have their own tables.
-_JPEG = (6, 7, 34892, 33007)
+JPEG = (6, 7, 34892, 33007)
 
-_FLAVOURS = {"imagej": "ImageJ", "ome": "OME", "mmstack": "Micro-Manager"}
+_FLAVOURS = {"imagej": ", ImageJ", "ome": ", OME", "mmstack": ", Micro-Manager"}
 
 
 def open_(path: Path, options: ReadOptions) -> Source:
@@ -91,9 +91,7 @@ class FoundVolume:
         table: RawPlanes | ChunkTable
         if self.contiguous is not None:
             file, offset = self.contiguous
-            planes = np.arange(prod(self.layout.stored[:-2]), dtype=np.int64)
-            starts = offset + planes * self.page.plane_bytes
-            table = self._raw([file], np.zeros_like(starts), starts)
+            table = RawPlanes.of_array(self.layout, self.page.stored, file, offset)
         else:
             assert self.segments is not None
             table = self._raw_of_strips(self.segments) or self._chunks(self.segments)
@@ -279,25 +277,9 @@ def _find(tif: tifffile.TiffFile, path: Path, options: ReadOptions) -> FoundVolu
             f"{master or 'the file that describes the set'} instead"
         )
     number, series = _series(tif, where, options)
-    level = pick_level(series, options, where)
+    level = _pick_level(series, options, where)
     page = level.keyframe
-    if page.dtype is None:
-        raise InputError(
-            f"{where} holds voxels of {page.bitspersample} bits that are no number "
-            "known here: convert it to uint8, uint16 or float32"
-        )
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        raise InputError(
-            f"{where} is a colour image with a palette: save it as a grey stack"
-        )
-    if page.samplesperpixel > 1 and (
-        page.planarconfig == 1 or page.photometric == tifffile.PHOTOMETRIC.RGB
-    ):
-        raise InputError(
-            f"{where} is a colour image ({page.samplesperpixel} samples a voxel): "
-            "save one channel of it as a grey stack"
-        )
-    dtype = checked_dtype(np.dtype(level.dtype), where)
+    dtype = grey_dtype(page, where)
     axes, shape = _squeezed(level)
     _check_whole(tif, series, where)
     layout = layout_of(axes, shape, options, where)
@@ -324,7 +306,7 @@ def _find(tif: tifffile.TiffFile, path: Path, options: ReadOptions) -> FoundVolu
             )
     return FoundVolume(
         where=where,
-        format=_format(tif, series, pages),
+        format=format_of(tif, pages) + _FLAVOURS.get(series.kind, ""),
         voxel_size_um=_voxel_size(tif, series, level, number),
         layout=layout,
         dtype=dtype,
@@ -332,6 +314,27 @@ def _find(tif: tifffile.TiffFile, path: Path, options: ReadOptions) -> FoundVolu
         contiguous=contiguous,
         segments=segments,
     )
+
+
+def grey_dtype(page: Any, where: str) -> np.dtype[Any]:
+    """The dtype of a page's voxels; raises where they are colours or no numbers."""
+    if page.dtype is None:
+        raise InputError(
+            f"{where} holds voxels of {page.bitspersample} bits that are no number "
+            "known here: convert it to uint8, uint16 or float32"
+        )
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise InputError(
+            f"{where} is a colour image with a palette: save it as a grey stack"
+        )
+    if page.samplesperpixel > 1 and (
+        page.planarconfig == 1 or page.photometric == tifffile.PHOTOMETRIC.RGB
+    ):
+        raise InputError(
+            f"{where} is a colour image ({page.samplesperpixel} samples a voxel): "
+            "save one channel of it as a grey stack"
+        )
+    return checked_dtype(np.dtype(page.dtype), where)
 
 
 def _series(
@@ -359,7 +362,7 @@ def _series(
     return full[0]
 
 
-def pick_level(
+def _pick_level(
     series: tifffile.TiffPageSeries, options: ReadOptions, where: str
 ) -> tifffile.TiffPageSeries:
     """The level of a pyramid that was asked for."""
@@ -463,7 +466,7 @@ def _segments(
                 f"pieces in place of {count}"
             )
         more: dict[str, Any] = {}
-        if page.compression in _JPEG:
+        if page.compression in JPEG:
             more = {"jpegtables": frame.jpegtables, "jpegheader": key.jpegheader}
         file.append(files.setdefault(_path(frame), len(files)))
         offsets.append(frame.dataoffsets)
@@ -512,17 +515,13 @@ def _attribute(xml: str, element: str, attribute: str) -> str | None:
     return None
 
 
-def _format(
-    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, page: PageLayout
-) -> str:
+def format_of(tif: tifffile.TiffFile, page: PageLayout) -> str:
+    """The dialect, for people."""
     codec = _CODECS.get(page.compression)
     if codec is None:
         codec = tifffile.COMPRESSION(page.compression).name.lower()
     pieces = "tiles" if page.tiled else "planes" if page.grid[1] == 1 else "strips"
-    parts = ["BigTIFF" if tif.is_bigtiff else "TIFF", f"{codec} {pieces}"]
-    if series.kind in _FLAVOURS:
-        parts.append(_FLAVOURS[series.kind])
-    return ", ".join(parts)
+    return f"{'BigTIFF' if tif.is_bigtiff else 'TIFF'}, {codec} {pieces}"
 
 
 def _voxel_size(
