@@ -82,7 +82,7 @@ class BlendRing:
                 np.add(into, scratch, out=into)
 
     def plane_of(self, z: int) -> NDArray[np.float32]:
-        """The sum at plane z of the volume: a view, final once its layers were added."""
+        """The sum at plane z: a view, final once the layers it meets were added."""
         plane: NDArray[np.float32] = self._sum[z % len(self._sum)]
         return plane
 

@@ -1,7 +1,7 @@
 """What can go wrong in the runtime, as one tree.
 
 NeurodeployError            exit_code 1
-├── RequestError            exit_code 2: what was asked for cannot be done; nothing was written
+├── RequestError            exit_code 2: it cannot be done; nothing was written
 │   ├── InputError          an input file or array cannot be used
 │   ├── OutputError         an output cannot be written there
 │   ├── BundleError         a bundle is damaged, altered, incomplete or too new

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -85,7 +84,6 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": model,
         "cores": os.cpu_count(),
-        "command": sys.argv,
     }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from neurodeploy_runtime._projections import (
     load_projections,
     save_projections,
 )
+from neurodeploy_runtime._provenance import content_digest
 from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._report import Report, machine, out_of_range, versions
 from neurodeploy_runtime._rss import current_rss, machine_memory, peak_rss
@@ -192,9 +194,10 @@ class SegmentRun:
             self._close(outputs)
         return finished
 
-    def _close(self, outputs: Sequence[Output]) -> None:
-        for output in outputs:
-            output.sink.close()
+    def _close(self, outputs: list[Output]) -> None:
+        """Close the sinks, once, and give the worker's place back."""
+        while outputs:
+            outputs.pop().sink.close()
         self._journal.close()
 
     # -- before ----------------------------------------------------------------
@@ -520,7 +523,7 @@ class SegmentRun:
 
     def _finish(
         self,
-        outputs: Sequence[Output],
+        outputs: list[Output],
         normalisation: Normalisation,
         memory: MemoryPlan,
     ) -> Report | None:
@@ -542,7 +545,7 @@ class SegmentRun:
 
     def _give_names(
         self,
-        outputs: Sequence[Output],
+        outputs: list[Output],
         normalisation: Normalisation,
         memory: MemoryPlan,
     ) -> Report:
@@ -553,17 +556,31 @@ class SegmentRun:
         if self._skip is not None:
             skip = self._skip.report(self._foreground)
             self._check_skip(skip)
-        provenance = {
+        records = self._journal.records()
+        content = {
+            path.name: {
+                "grain": list(outputs[i].sink.grain),
+                "digest": content_digest(records, i),
+            }
+            for i, (_, path) in enumerate(self._paths.outputs)
+        }
+        # In the output itself lies what decides its bytes, and nothing else: two runs
+        # are the same file. The command and the times are in the report.
+        inside = {
             **self._identity(normalisation),
-            "choice": self._choice,
-            "input_file": self._source.describe(),
             "versions": versions(),
             "machine": machine(),
         }
+        provenance = {
+            **inside,
+            "choice": self._choice,
+            "input_file": self._source.describe(),
+            "content": content,
+            "command": sys.argv,
+        }
         with self._clock.stage("finish"):
             for output in outputs:
-                output.sink.finish({"neurodeploy": provenance})
-                output.sink.close()
+                output.sink.finish(inside)
         size = self._source.voxel_size_um
         png = draw_picture(image, result, size[0] / size[2] if size else 1.0)
         wall = max(self._stream_s, 1e-9)
@@ -594,14 +611,13 @@ class SegmentRun:
         )
         if self._skip is not None:
             _save_skip_map(self._paths, self._skip)
-        for (kind, path), output in zip(self._paths.outputs, outputs, strict=True):
+        self._close(outputs)
+        for kind, path in self._paths.outputs:
             if path.is_dir():
                 shutil.rmtree(path)
             self._working(kind, path).replace(path)
-            del output
-        self._journal.close()
         shutil.rmtree(self._paths.work, ignore_errors=True)
-        return replace(report)
+        return report
 
     def _check_skip(self, skip: dict[str, Any]) -> None:
         limit = self._settings.skip.limit_lost if self._settings.skip else math.inf

@@ -1,0 +1,69 @@
+"""`neurodeploy info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("path", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(path: str | None, as_json: bool) -> None:
+    """Show what a bundle or a result is and how it was made; verify its hashes.
+
+    PATH is a bundle, or what `segment` wrote. Without it, the bundle that ships.
+    """
+    values = (
+        describe_result(Path(path))
+        if path is not None and not (Path(path) / "model.json").exists()
+        else describe_bundle(path)
+    )
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for key, value in _flat(values):
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def describe_bundle(path: str | None) -> dict[str, Any]:
+    """What a bundle is; its hashes are verified when it is loaded."""
+    from neurodeploy_runtime import load_bundle
+
+    bundle = load_bundle(path)
+    return {
+        "bundle": str(bundle.path),
+        "verified": f"{len(bundle.files)} files match their SHA-256",
+        "digest": bundle.digest,
+        **bundle.spec.to_json(),
+        "files": bundle.files,
+    }
+
+
+def describe_result(path: Path) -> dict[str, Any]:
+    """What a result says of itself."""
+    from neurodeploy_runtime import InputError
+    from neurodeploy_runtime._provenance import read_provenance
+
+    if not path.exists():
+        raise InputError(f"{path} does not exist: name a bundle or a result")
+    return {"result": str(path), **read_provenance(path)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            rows += _flat(value, f"{name}.")
+        else:
+            rows.append((name, str(value)))
+    return rows

@@ -1,0 +1,162 @@
+"""Options that several verbs share, and the text of their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from neurodeploy_runtime import EngineSettings, Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{k}i": 2 ** (10 * i) for i, k in enumerate("kmgt", 1)}
+
+
+class Size(click.ParamType):
+    """Bytes, as `4GB`, `500 MB`, `2GiB`."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Bytes as a whole number."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value.lower())
+        if not found:
+            self.fail(f"{value!r} is not a size: write 4GB, 500MB or 2GiB", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+class Roi(click.ParamType):
+    """A box, as `z0:z1,y0:y1,x0:x1`."""
+
+    name = "Z0:Z1,Y0:Y1,X0:X1"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """The box."""
+        from neurodeploy_runtime import Box
+
+        if isinstance(value, Box):
+            return value
+        found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+),(\d+):(\d+)", value.strip())
+        if not found:
+            self.fail(f"{value!r} is not a box: write z0:z1,y0:y1,x0:x1", param, ctx)
+        z0, z1, y0, y1, x0, x1 = map(int, found.groups())
+        if not (z0 < z1 and y0 < y1 and x0 < x1):
+            self.fail(f"{value!r} holds no voxel: each end is behind its start", param)
+        return Box((z0, y0, x0), (z1, y1, x1))
+
+
+class Share(click.ParamType):
+    """One of several workers, as `2/8`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """(i, n)."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d+)/(\d+)", value.strip())
+        if not found:
+            self.fail(f"{value!r} is not a share: write 1/8, 2/8, … 8/8", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+def _apply(function: F, options: list[Callable[[F], F]]) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def input_options(function: F) -> F:
+    """What to read of a file that holds more than one volume."""
+    return _apply(
+        function,
+        [
+            click.option("--channel", type=int, help="Channel, counted from 0."),
+            click.option("--time", type=int, help="Time point, counted from 0."),
+            click.option("--level", type=int, default=0, help="Pyramid level."),
+            click.option("--axes", help="Axes of the stored array, such as zcyx."),
+            click.option("--dataset", help="Name of the array inside the file."),
+        ],
+    )
+
+
+def engine_options(function: F) -> F:
+    """What runs the network, and where."""
+    return _apply(
+        function,
+        [
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
+                default="auto",
+                help="What runs the network.",
+            ),
+            click.option(
+                "--device",
+                default="auto",
+                help="auto, cpu or cuda:N.",
+                show_default=True,
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+                default="auto",
+                help="Arithmetic of the network.",
+            ),
+            click.option("--batch", type=click.IntRange(1), help="Tiles in a call."),
+            click.option("--threads", type=click.IntRange(1), help="CPU threads."),
+        ],
+    )
+
+
+def engine_settings(options: dict[str, Any]) -> EngineSettings:
+    """Take the engine's options out of a verb's, as settings."""
+    from neurodeploy_runtime import EngineSettings
+
+    names = ("engine", "device", "precision", "threads", "batch")
+    return EngineSettings(**{name: options.pop(name) for name in names})
+
+
+def open_input(path: str, options: dict[str, Any], memory: int | None) -> Source:
+    """Take the input's options out of a verb's, and open the volume."""
+    from neurodeploy_runtime import open_volume
+
+    names = ("channel", "time", "level", "axes", "dataset")
+    chosen = {name: options.pop(name) for name in names}
+    cache = min(256 * 2**20, (memory or 4 * 10**9) // 16)
+    return open_volume(path, cache_bytes=cache, **chosen)
+
+
+def default_output(path: str, source: Source, ending: str = "seg") -> Path:
+    """Where a result goes when nobody says: beside the input, of its kind.
+
+    Zarr, N5 and precomputed give OME-Zarr; v3draw gives v3draw; all else TIFF. The
+    result of a volume that lies on a server goes into the working folder.
+    """
+    name = path.rstrip("/").rpartition("/")[2] if "://" in path else Path(path).name
+    folder = Path() if "://" in path else Path(path).parent
+    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)] + "." + suffix.rpartition(".")[2]
+    stem, _, suffix = name.rpartition(".")
+    stem = stem or name
+    kind = source.format.lower()
+    if any(word in kind for word in ("zarr", "n5", "precomputed")):
+        return folder / f"{stem}.{ending}.ome.zarr"
+    if suffix.lower() == "v3draw":
+        return folder / f"{stem}.{ending}.v3draw"
+    return folder / f"{stem}.{ending}.tif"

@@ -1,0 +1,144 @@
+"""`neurodeploy segment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurodeploy.cli._options import (
+    Roi,
+    Share,
+    Size,
+    default_output,
+    engine_options,
+    engine_settings,
+    input_options,
+    open_input,
+)
+from neurodeploy.cli._progress import voxel_progress
+
+if TYPE_CHECKING:
+    from neurodeploy_runtime import Report
+
+
+@click.command()
+@click.argument("input")
+@click.option("-m", "--model", help="Bundle; without it, the one that ships.")
+@click.option("-o", "--output", help="Result; its suffix says the format.")
+@click.option(
+    "--output-kind",
+    type=click.Choice(["mask", "probability", "both"]),
+    default="mask",
+    help="0/255, or 255 times the probability.",
+)
+@click.option("--memory", type=Size(), help="Cap on memory, such as 4GB.")
+@click.option("--roi", type=Roi(), help="Segment this box only.")
+@click.option("--threshold", type=float, help="Probability that is foreground.")
+@click.option("--overlap", type=float, help="Share that neighbouring tiles overlap.")
+@click.option("--flips", is_flag=True, help="Average over flips: 4 times the work.")
+@click.option(
+    "--skip-background", is_flag=True, help="Leave out background tiles, audited."
+)
+@click.option(
+    "--skip-sigma",
+    type=float,
+    default=4.0,
+    show_default=True,
+    help="Noise scales above background that make a voxel bright.",
+)
+@click.option(
+    "--worker", type=Share(), default=(1, 1), help="Do share I of N of the work."
+)
+@input_options
+@engine_options
+@click.option("--overwrite", is_flag=True, help="Replace a result that exists.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+def segment(**options: Any) -> None:
+    """Segment a volume of any size in bounded memory.
+
+    INPUT is a TIFF, a folder of planes, OME-Zarr, N5, precomputed, HDF5, v3draw,
+    v3dpbd or .npy. The result lies beside it, with a picture and a report. Stopped,
+    it continues when the same words are said again.
+    """
+    from neurodeploy_runtime import (
+        Segmenter,
+        SegmentSettings,
+        SkipSettings,
+        load_bundle,
+    )
+
+    quiet: bool = options.pop("quiet")
+    path: str = options.pop("input")
+    output: str | None = options.pop("output")
+    overwrite: bool = options.pop("overwrite")
+    model: str | None = options.pop("model")
+    skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
+    engine = engine_settings(options)
+    with open_input(path, options, options["memory"]) as source:
+        settings = SegmentSettings(
+            engine=engine,
+            memory_bytes=options.pop("memory"),
+            skip=SkipSettings(limit_sigma=sigma) if skip else None,
+            **options,
+        )
+        target = Path(output) if output else default_output(path, source)
+        bundle = load_bundle(model)
+        with (
+            Segmenter(bundle, settings) as segmenter,
+            voxel_progress("segment", quiet) as progress,
+        ):
+            report = segmenter.segment(
+                source, target, overwrite=overwrite, progress=progress
+            )
+    if report is None:
+        i, n = settings.worker
+        if not quiet:
+            click.echo(f"share {i}/{n} is done; the others are not all yet", err=True)
+        return
+    if not quiet:
+        show_report(report)
+
+
+def show_report(report: Report) -> None:
+    """One screen of what a run did."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    seconds = report.seconds
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    engine = report.provenance["engine"]
+    z, y, x = report.shape
+    table.add_row("result", " ".join(report.outputs))
+    table.add_row("picture", report.picture)
+    share = report.foreground_voxels / max(1, report.voxels - report.resumed_voxels)
+    table.add_row("volume", f"{z} × {y} × {x} voxels, {share:.3%} foreground")
+    table.add_row(
+        "ran on",
+        f"{engine['engine']} {engine['precision']} on {engine['device']}, "
+        f"{report.tiles_run} tiles, {report.redundancy:.2f} × the voxels",
+    )
+    table.add_row(
+        "speed",
+        f"{report.mvoxel_per_s:.3f} Mvoxel/s, {report.wall_s:.1f} s, "
+        f"engine busy {report.engine_busy:.0%}",
+    )
+    stages = ("read", "normalise", "infer", "blend", "quantise", "write")
+    table.add_row("seconds", ", ".join(f"{s} {seconds.get(s, 0):.2f}" for s in stages))
+    if report.peak_rss_bytes:
+        table.add_row("memory", f"{report.peak_rss_bytes / 1e9:.2f} GB at most")
+    for reason in report.provenance["choice"]["passed_over"]:
+        table.add_row("not used", reason)
+    if report.skip:
+        table.add_row(
+            "background",
+            f"{report.skip['skipped']} of {report.skip['tiles']} tiles skipped, "
+            f"lost foreground {report.skip['lost_share'] or 0:.3%} "
+            f"(at most {report.skip['lost_share_upper'] or 0:.3%}, "
+            f"{report.skip['audited']} tiles checked)",
+        )
+    for warning in report.warnings:
+        table.add_row("[yellow]warning[/]", warning)
+    console.print(table)

@@ -1,0 +1,84 @@
+"""What a result says of how it was made, and whether it is still that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neurodeploy_runtime._errors import InputError
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._journal import Record, checksum
+from neurodeploy_runtime.volumes import Source, open_volume
+
+#: Stands before the provenance in a TIFF's header.
+MARK = "neurodeploy="
+MAX_REPORT_BYTES = 64_000_000
+
+
+def content_digest(records: Mapping[Shape, Record], output: int) -> str:
+    """SHA-256 over the checksums of all units of one of a run's outputs."""
+    lines = [
+        f"{z} {y} {x} {record.checksums[output]}"
+        for (z, y, x), record in sorted(records.items())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def verify_content(source: Source, grain: Shape, digest: str) -> bool:
+    """Whether the voxels of a result are those that were written; reads them all."""
+    records = {
+        unit.start: Record(unit.start, (checksum(source.read(unit)),))
+        for unit in Box.whole(source.shape).grid(grain)
+    }
+    return content_digest(records, 0) == digest
+
+
+def report_path(output: Path) -> Path:
+    """Where the report of a result lies."""
+    return output.with_name(f"{output.name.removesuffix(output.suffix)}.json")
+
+
+def read_report(output: Path) -> dict[str, Any]:
+    """The report beside a result.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is not one of ours.
+    """
+    path = report_path(output)
+    if not path.is_file() and ".probability" in output.name:
+        path = report_path(output.with_name(output.name.replace(".probability", "")))
+    if not path.is_file():
+        raise InputError(
+            f"{output} has no report {path.name} beside it: it is not a result of "
+            "`neurodeploy segment`, or was moved without its report"
+        )
+    if path.stat().st_size > MAX_REPORT_BYTES:
+        raise InputError(f"{path} is too large to be a report")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error})") from None
+    if not isinstance(values, dict) or "provenance" not in values:
+        raise InputError(f"{path} is not a report of `neurodeploy segment`")
+    return values
+
+
+def read_provenance(output: Path) -> dict[str, Any]:
+    """How a result was made, from its report, with the verdict on its voxels."""
+    report = read_report(output)
+    content = report["provenance"].get("content", {}).get(output.name)
+    verdict = "the report holds no digest of the voxels"
+    if content is not None:
+        with open_volume(output) as source:
+            same = verify_content(source, tuple(content["grain"]), content["digest"])
+        verdict = (
+            "the voxels are those that were written"
+            if same
+            else "ALTERED: the voxels are not those that were written"
+        )
+    return {"verified": verdict, **report}
