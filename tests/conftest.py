@@ -1,8 +1,17 @@
 """Fixtures that every part of the suite shares."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from neurodeploy_runtime import Bundle
+
+# With --import-mode=importlib this folder is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).parent))
+from bundles import identity_spec, write_identity_bundle
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +21,23 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data beside this checkout ({path} is absent)")
     return path
+
+
+@pytest.fixture(scope="session")
+def make_identity_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Bundle]:
+    """Real bundles whose network gives the middle of its tile back.
+
+    Call it with the arguments of `identity_spec`: ``make(tile=(8, 16, 16))``.
+    """
+    made: dict[str, Bundle] = {}
+
+    def make(**spec: Any) -> Bundle:
+        key = repr(sorted(spec.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("bundle") / "identity"
+            made[key] = write_identity_bundle(folder, identity_spec(**spec))
+        return made[key]
+
+    return make
