@@ -5,6 +5,7 @@ The calls have the same names and arities in `tensorrt` 10.13 to 11 and `tensorr
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,12 @@ from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 from neurodeploy_runtime.engines._cuda_driver import Device
 
 
-def make_log(trt: Any) -> Any:
-    """A logger that keeps the last errors and warnings, for a message after a None."""
+@cache
+def process_log(trt: Any) -> Any:
+    """The process's logger, which keeps the last errors for a message after a None.
+
+    TensorRT takes the first logger of a process and ignores all later ones.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -25,12 +30,14 @@ def make_log(trt: Any) -> Any:
 
         def log(self, severity: Any, msg: str) -> None:
             kinds = trt.ILogger.Severity
-            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR, kinds.WARNING):
+            if severity in (kinds.INTERNAL_ERROR, kinds.ERROR):
                 self.lines.append(msg.strip())
-                del self.lines[:-8]
+                del self.lines[:-4]
 
         def said(self) -> str:
-            return " | ".join(dict.fromkeys(self.lines)) or "no reason given"
+            text = " | ".join(dict.fromkeys(self.lines)) or "no reason given"
+            self.lines.clear()
+            return text
 
     return Log()
 
@@ -64,7 +71,7 @@ class TensorRtSession:
     ) -> None:
         self._device = device
         device.make_current()
-        self._log = make_log(trt)
+        self._log = process_log(trt)
         self._runtime = trt.Runtime(self._log)
         if host_code:
             self._runtime.engine_host_code_allowed = True
