@@ -248,10 +248,8 @@ def create_sink(
             f"{path} cannot be written: the folder {path.parent} is not there"
         )
     if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path} is already there: choose another name, or ask to overwrite it"
-        )
-    return _class_of(kind).create(path, spec, grain)
+        raise already_there(path)
+    return _class_of(kind).create(path, spec, grain, overwrite=overwrite)
 
 
 def open_sink(
@@ -263,12 +261,11 @@ def open_sink(
     *,
     grain: Shape | None = None,
     pooling: Pooling = "max",
-    sweep: bool = True,
 ) -> Sink:
     """Open an unfinished output again, to go on with it.
 
-    `sweep` removes what a killed writer left lying about; say False when another
-    process may be writing into the same output now.
+    What a killed writer left lying about is removed, if it is old: other processes
+    may be writing other units of the same output now.
 
     Raises
     ------
@@ -276,7 +273,43 @@ def open_sink(
         What lies there is damaged, or of another shape, dtype or grain.
     """
     spec = SinkSpec(shape, np.dtype(dtype), voxel_size_um, pooling)
-    return _class_of(kind).reopen(path, spec, grain, sweep=sweep)
+    return _class_of(kind).reopen(path, spec, grain)
+
+
+def attach_sink(
+    path: Path,
+    kind: SinkKind,
+    shape: Shape,
+    dtype: DTypeLike,
+    voxel_size_um: tuple[float, float, float] | None = None,
+    *,
+    grain: Shape | None = None,
+    pooling: Pooling = "max",
+) -> Sink:
+    """Open the unfinished output at `path`, or make it where there is none.
+
+    Several processes may do so at the same moment; all get the same output.
+    """
+    if not path.exists():
+        try:
+            return create_sink(
+                path, kind, shape, dtype, voxel_size_um, grain=grain, pooling=pooling
+            )
+        except OutputError:
+            if not path.exists():
+                raise
+    return open_sink(
+        path, kind, shape, dtype, voxel_size_um, grain=grain, pooling=pooling
+    )
+
+
+def default_grain(kind: SinkKind, shape: Shape, dtype: DTypeLike) -> Shape:
+    """The unit that such an output has where none is asked for.
+
+    >>> default_grain("tiff", (1000, 2048, 2048), "uint8")
+    (64, 512, 2048)
+    """
+    return _class_of(kind).own_grain(SinkSpec(shape, np.dtype(dtype)))
 
 
 def required_bytes(kind: SinkKind, shape: Shape, dtype: DTypeLike) -> int:
@@ -286,6 +319,13 @@ def required_bytes(kind: SinkKind, shape: Shape, dtype: DTypeLike) -> int:
     coarser levels.
     """
     return _class_of(kind).bytes_needed(SinkSpec(shape, np.dtype(dtype)))
+
+
+def already_there(path: Path) -> OutputError:
+    """The refusal to write over something."""
+    return OutputError(
+        f"{path} is already there: choose another name, or ask to overwrite it"
+    )
 
 
 def _class_of(kind: SinkKind) -> type[MakeableSink]:
@@ -316,15 +356,20 @@ class MakeableSink(Sink):
 
     @classmethod
     @abstractmethod
-    def create(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
-        """Make the file, replacing what lies there."""
+    def create(
+        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, overwrite: bool
+    ) -> Self:
+        """Make the file; of several processes that try at once, one succeeds."""
 
     @classmethod
     @abstractmethod
-    def reopen(
-        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, sweep: bool
-    ) -> Self:
+    def reopen(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
         """Open an unfinished file."""
+
+    @classmethod
+    @abstractmethod
+    def own_grain(cls, spec: SinkSpec) -> Shape:
+        """The unit where none was asked for."""
 
     @classmethod
     @abstractmethod

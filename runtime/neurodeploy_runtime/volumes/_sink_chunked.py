@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,14 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
-from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec
-from neurodeploy_runtime.volumes._sink_flat import sync_folder
+from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec, already_there
+from neurodeploy_runtime.volumes._sink_flat import partial_name, sync_folder
 from neurodeploy_runtime.volumes._sink_pyramid import Level, levels_of, pool
 
 CHUNK = 64
+
+#: A half-written shard that has not grown for so long belongs to no living writer.
+STALE_S = 600.0
 
 
 def tensorstore() -> Any:
@@ -117,19 +121,22 @@ class ChunkedSink(MakeableSink):
         """Write what tells readers about the levels, and the provenance."""
 
     @classmethod
-    def create(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
+    def create(
+        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, overwrite: bool
+    ) -> Self:
         """Make the folder under another name, then rename it."""
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_name(path)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            cls(partial, spec, cls._open(partial, spec, grain, create=True))._describe(
-                None
-            )
-            cls._clear(path)
-            partial.replace(path)
+            stores = cls._open(partial, spec, grain, create=True)
+            cls(partial, spec, stores)._describe(None)
+            if overwrite:
+                cls._clear(path)
+            partial.rename(path)
             sync_folder(path.parent)
         except (OSError, ValueError) as error:
+            if path.exists():
+                raise already_there(path) from None
             raise OutputError(
                 f"{path} could not be made ({error}): make room, or write elsewhere"
             ) from error
@@ -138,20 +145,13 @@ class ChunkedSink(MakeableSink):
         return cls(path, spec, cls._open(path, spec, grain, create=False))
 
     @classmethod
-    def reopen(
-        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, sweep: bool
-    ) -> Self:
+    def reopen(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
         """Open an unfinished folder; shape, dtype and shards must be the same."""
         if not path.is_dir():
             raise ResumeError(
                 f"{path} cannot be continued: it is not there; start again"
             )
-        if sweep:
-            shutil.rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
-            for folder, _, names in os.walk(path):
-                for name in names:
-                    if name.endswith((".__lock", ".partial")):
-                        Path(folder, name).unlink(missing_ok=True)
+        _sweep(path, STALE_S)
         try:
             return cls(path, spec, cls._open(path, spec, grain, create=False))
         except ValueError as error:
@@ -218,6 +218,7 @@ class ChunkedSink(MakeableSink):
             ):
                 self._pool_level(fine, coarse)
             self._describe(metadata)
+            _sweep(self.path, 0)
         except (OSError, ValueError) as error:
             raise WriteError(
                 f"{self.path} could not be finished ({error}): make room or repair "
@@ -240,10 +241,23 @@ class ChunkedSink(MakeableSink):
         self._stores = []
 
 
+def _sweep(path: Path, older_s: float) -> None:
+    """Remove what killed writers left half-written."""
+    now = time.time()
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if name.endswith((".__lock", ".partial")):
+                file = Path(folder, name)
+                # Another worker may finish and rename it at this moment.
+                with contextlib.suppress(FileNotFoundError):
+                    if now - file.stat().st_mtime >= older_s:
+                        file.unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a small file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_name(path)
     try:
         with partial.open("wb") as file:
             file.write(content)

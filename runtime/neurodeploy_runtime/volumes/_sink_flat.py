@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import shutil
 import struct
 import threading
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import OutputError, ResumeError
 from neurodeploy_runtime._geometry import Box, Shape
-from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec
+from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec, already_there
 
 UNIT_BYTES = 64 << 20
 _RECORDS_AT = 4096
@@ -144,14 +145,19 @@ class FlatSink(MakeableSink):
         self._grid = tuple(-(-n // g) for n, g in zip(spec.shape, grain, strict=True))
 
     @classmethod
-    def create(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
-        """Make the file under another name, then rename it: whole, or not there."""
+    def create(
+        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, overwrite: bool
+    ) -> Self:
+        """Make the file under another name, then give it its own: whole, or not there.
+
+        The checksums come second: a file without them has no unit that is held.
+        """
         if spec.dtype.name not in ("uint8", "uint16", "float32"):
             raise OutputError(
                 f"a file of kind {cls.kind} cannot hold {spec.dtype.name}: "
                 "write OME-Zarr, or convert to uint16"
             )
-        grain = _clipped(grain or flat_grain(spec), spec.shape)
+        grain = _clipped(grain or cls.own_grain(spec), spec.shape)
         # First, because some file systems fill the disk before they say it is full.
         free = shutil.disk_usage(path.parent).free
         if cls.bytes_needed(spec) > free:
@@ -160,37 +166,40 @@ class FlatSink(MakeableSink):
                 f"{path.parent} has {free / 1e9:.2f} GB free: make room, or write "
                 "elsewhere"
             )
-        partial = path.with_name(path.name + ".partial")
+        partial = partial_name(path)
         try:
             data_at, size = cls._lay_out(partial, spec)
             allocate(partial, size)
-            _create_records(records_path(path), spec, grain, size)
-            partial.replace(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            if overwrite:
                 records_path(path).unlink(missing_ok=True)
+                partial.replace(path)
+            else:
+                publish(partial, path)
+            sync_folder(path.parent)
+            _make_records(path, spec, grain)
+        except FileExistsError:
+            raise already_there(path) from None
+        except OSError as error:
             raise OutputError(
                 f"{path} of {spec.bytes / 1e9:.2f} GB could not be made "
                 f"({error.strerror}): make room, or write elsewhere"
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         return cls(path, spec, grain, data_at)
 
     @classmethod
-    def reopen(
-        cls, path: Path, spec: SinkSpec, grain: Shape | None, *, sweep: bool
-    ) -> Self:
+    def reopen(cls, path: Path, spec: SinkSpec, grain: Shape | None) -> Self:
         """Open an unfinished file; its shape, dtype and grain must be the same."""
-        grain = _clipped(grain or flat_grain(spec), spec.shape)
-        if sweep:
-            path.with_name(path.name + ".partial").unlink(missing_ok=True)
-        if not path.is_file() or not records_path(path).is_file():
+        grain = _clipped(grain or cls.own_grain(spec), spec.shape)
+        if not path.is_file():
             raise ResumeError(
-                f"{path} cannot be continued: it or {records_path(path).name} is "
-                "not there; start again"
+                f"{path} cannot be continued: it is not there; start again"
             )
         data_at = cls._data_offset(path, spec)
+        if not records_path(path).is_file():
+            _make_records(path, spec, grain)
         sink = cls(path, spec, grain, data_at)
         try:
             sink._check_records()
@@ -198,6 +207,11 @@ class FlatSink(MakeableSink):
             sink.close()
             raise
         return sink
+
+    @classmethod
+    def own_grain(cls, spec: SinkSpec) -> Shape:
+        """At most 64 MiB, deep rather than wide."""
+        return flat_grain(spec)
 
     @classmethod
     @abstractmethod
@@ -310,11 +324,40 @@ def _geometry(spec: SinkSpec, grain: Shape, size: int) -> dict[str, Any]:
     }
 
 
-def _create_records(path: Path, spec: SinkSpec, grain: Shape, size: int) -> None:
+def _make_records(path: Path, spec: SinkSpec, grain: Shape) -> None:
     units = math.prod(-(-n // g) for n, g in zip(spec.shape, grain, strict=True))
-    head = json.dumps(_geometry(spec, grain, size)).encode("ascii").ljust(_RECORDS_AT)
-    path.write_bytes(head)
-    allocate(path, _RECORDS_AT + units * _RECORD.size)
+    head = json.dumps(_geometry(spec, grain, path.stat().st_size)).encode("ascii")
+    records = records_path(path)
+    partial = partial_name(records)
+    try:
+        partial.write_bytes(head.ljust(_RECORDS_AT))
+        allocate(partial, _RECORDS_AT + units * _RECORD.size)
+        # Where another process was faster, its records are as good.
+        with contextlib.suppress(FileExistsError):
+            publish(partial, records)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a finished file its name, unless the name is taken: FileExistsError."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # A file system without hard links: exFAT, some network shares.
+        if path.exists():
+            raise FileExistsError(path) from error
+        partial.rename(path)
+        return
+    partial.unlink()
 
 
 def _clipped(grain: Shape, shape: Shape) -> Shape:

@@ -44,8 +44,11 @@ class PrecomputedSink(ChunkedSink):
                 "a precomputed volume must say its resolution, and nobody said the "
                 "voxel size: give it, or write OME-Zarr"
             )
-        own = _shard(_bits(spec.shape), _SHARD_BITS)
-        if grain not in (None, own):
+        own = cls.own_grain(spec)
+        if grain is not None and any(
+            min(asked, n) != min(g, n)
+            for asked, g, n in zip(grain, own, spec.shape, strict=True)
+        ):
             raise OutputError(
                 f"the shards of a precomputed volume of {spec.shape} are {own}, "
                 f"not {grain}: leave the unit to the format"
@@ -64,6 +67,11 @@ class PrecomputedSink(ChunkedSink):
             store = _open_level(path, spec, level, preshift, context, create=create)
             stores.append(store)
         return stores
+
+    @classmethod
+    def own_grain(cls, spec: SinkSpec) -> Shape:
+        """The shard that the format's order of chunks gives."""
+        return _shard(_bits(spec.shape), _SHARD_BITS)
 
     def _describe(self, metadata: Mapping[str, Any] | None) -> None:
         if metadata is None:

@@ -43,7 +43,7 @@ def levels_of(
 
     >>> [level.shape for level in levels_of((300, 1000, 700), None)]
     [(300, 1000, 700), (150, 500, 350), (75, 250, 175)]
-    >>> [level.factor for level in levels_of((300, 1000, 700), (4, 1, 1))]
+    >>> [level.factor for level in levels_of((200, 1000, 700), (4, 1, 1))]
     [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
     """
     levels = [Level(shape, (1, 1, 1), (1, 1, 1))]

@@ -38,7 +38,7 @@ class ZarrSink(ChunkedSink):
     def _open(
         cls, path: Path, spec: SinkSpec, grain: Shape | None, *, create: bool
     ) -> list[LevelStore]:
-        grain = grain or zarr_grain(spec.shape)
+        grain = grain or cls.own_grain(spec)
         if min(grain) < 1:
             raise OutputError(
                 f"a unit of {grain} voxels is empty: use at least 1 per axis"
@@ -72,6 +72,11 @@ class ZarrSink(ChunkedSink):
             zeros = _zeros_writer(with_zeros)
             stores.append(LevelStore(level, shard, array, file, zeros))
         return stores
+
+    @classmethod
+    def own_grain(cls, spec: SinkSpec) -> Shape:
+        """A shard of 256³, or less where the volume is smaller."""
+        return zarr_grain(spec.shape)
 
     def _describe(self, metadata: Mapping[str, Any] | None) -> None:
         attributes: dict[str, Any] = {"ome": self._multiscale()}
