@@ -3,6 +3,12 @@
 from neurodeploy_runtime.volumes._array import ArraySource
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._open import open_volume
+from neurodeploy_runtime.volumes._read_plan import (
+    ReadPlan,
+    decoding_mb_s,
+    plan_reading,
+)
+from neurodeploy_runtime.volumes._scratch import ScratchSource
 from neurodeploy_runtime.volumes._sink import (
     Sink,
     SinkKind,
@@ -15,12 +21,16 @@ from neurodeploy_runtime.volumes._sink import (
 __all__ = [
     "ArraySource",
     "ReadOptions",
+    "ReadPlan",
+    "ScratchSource",
     "Sink",
     "SinkKind",
     "Source",
     "create_sink",
+    "decoding_mb_s",
     "open_sink",
     "open_volume",
+    "plan_reading",
     "required_bytes",
     "sink_kind",
 ]

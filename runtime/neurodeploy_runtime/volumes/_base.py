@@ -127,6 +127,13 @@ class Source(ABC):
             ratio *= touched / extent
         return ratio
 
+    def keep(self, cache_bytes: int) -> None:
+        """Keep at most this much of what is decoded for later boxes, from now on.
+
+        Does nothing for a source that never keeps any.
+        """
+        return
+
     def describe(self) -> dict[str, Any]:
         """As plain values for a report."""
         return {

@@ -142,18 +142,21 @@ class ChunkCache:
         with self._lock:
             self.loads += 1
             self._bytes += chunk.nbytes
-            for old in itertools.takewhile(
-                lambda _: self._bytes > self.limit_bytes, list(self._chunks)
-            ):
-                if self._chunks[old].done():
-                    self._bytes -= self._chunks.pop(old).result().nbytes
+            self._evict()
         return chunk
 
-    def clear(self) -> None:
-        """Forget what is decoded."""
+    def resize(self, limit_bytes: int) -> None:
+        """Keep at most this much from now on."""
         with self._lock:
-            self._chunks.clear()
-            self._bytes = 0
+            self.limit_bytes = limit_bytes
+            self._evict()
+
+    def _evict(self) -> None:
+        while self._bytes > self.limit_bytes:
+            oldest = next((p for p, f in self._chunks.items() if f.done()), None)
+            if oldest is None:
+                return
+            self._bytes -= self._chunks.pop(oldest).result().nbytes
 
 
 class ChunkTableSource(Source):
@@ -185,14 +188,22 @@ class ChunkTableSource(Source):
             raise
         self._cache = ChunkCache(options.cache_bytes)
         self._workers = Workers(options.threads, "neurodeploy-read")
-        # A chunk as stored, decoded, and once more where a predictor is undone.
-        chunk_bytes = prod(self.chunk) * self.dtype.itemsize
-        self.memory_bytes = options.cache_bytes + 3 * options.threads * chunk_bytes
+        self._threads = options.threads
+        self.keep(options.cache_bytes)
 
     @property
     def decoded(self) -> int:
         """How many chunks were decoded so far."""
         return self._cache.loads
+
+    def keep(self, cache_bytes: int) -> None:
+        """See `Source.keep`."""
+        self._cache.resize(cache_bytes)
+        chunk_bytes = prod(self.chunk) * self.dtype.itemsize
+        everything = prod(self._table.grid) * chunk_bytes
+        # A chunk as stored, decoded, and once more where a predictor is undone.
+        working = 3 * self._threads * chunk_bytes
+        self.memory_bytes = min(cache_bytes, everything) + working
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Source.read`."""
@@ -262,7 +273,7 @@ class ChunkTableSource(Source):
         """See `Source.close`."""
         self._workers.close()
         self._files.close()
-        self._cache.clear()
+        self._cache.resize(0)
 
 
 def fingerprint_of(source: Source, files: Files) -> Any:
