@@ -285,6 +285,8 @@ class RegionStream:
         out: NDArray[np.float32],
     ) -> None:
         """The tile as the network sees it, mirrored where it sticks out, into `out`."""
+        if self._check_finite:
+            _refuse_not_finite(raw)
         y_index = self._plan.axes[1].mirrored(row, self._plan.shape[1])
         x_index = self._plan.axes[2].mirrored(column, self._plan.shape[2])
         if z_index is None and y_index is None and x_index is None:
@@ -303,12 +305,6 @@ class RegionStream:
         if self._table is not None:
             np.take(self._table, voxels.view(self._unsigned), out=out, mode="clip")
             return
-        if self._check_finite and not np.isfinite(voxels).all():
-            bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
-            raise InputError(
-                f"{bad} voxels of one tile are NaN or infinite: replace them (with the "
-                "background, for example) before segmenting"
-            )
         self._normalisation.apply(voxels, out)
 
     # -- inferring -------------------------------------------------------------
@@ -382,3 +378,12 @@ class RegionStream:
         ):
             self._emit(z, self._blend)
             self._blend.clear(z)
+
+
+def _refuse_not_finite(raw: list[NDArray[Any]]) -> None:
+    bad = sum(int(part.size - np.count_nonzero(np.isfinite(part))) for part in raw)
+    if bad:
+        raise InputError(
+            f"{bad} voxels of one tile are NaN or infinite: replace them (with the "
+            "background, for example) before segmenting"
+        )

@@ -1,0 +1,337 @@
+"""A run that is killed continues, and nobody can tell from its result."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Box,
+    Bundle,
+    Normalisation,
+    NumpyEngine,
+    OutputError,
+    ReadError,
+    ResumeError,
+    Segmenter,
+    SegmentSettings,
+    WriteError,
+    open_volume,
+)
+from neurodeploy_runtime._journal import Journal
+
+MakeBundle = Callable[..., Bundle]
+WANTED = SegmentSettings(
+    output_kind="probability", normalisation=Normalisation("unit", 0, 255)
+)
+
+
+def digest(path: Path) -> str:
+    """Of a file, or of every file of a folder and its name."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    total = hashlib.sha256()
+    for file in files or [path]:
+        total.update(str(file.relative_to(path)).encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segmentation as a user starts it, in a process of its own."""
+
+    folder: Path
+    bundle: Path
+    suffix: str
+
+    @property
+    def output(self) -> Path:
+        return self.folder / f"out{self.suffix}"
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "neurodeploy", "segment"]
+        command += [str(self.folder / "in.tif"), "-m", str(self.bundle)]
+        command += ["-o", str(self.output), "--output-kind", "probability"]
+        command += ["--engine", "onnxruntime", "--threads", "1", *more]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder
+        )
+
+    def run(self, *more: str) -> tuple[int, str]:
+        process = self.start(*more)
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err.decode()
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, make_identity_bundle: MakeBundle) -> Callable[[str], Job]:
+    bundle = make_identity_bundle(tile=(8, 32, 32), overlap=(0.25, 0.25, 0.25))
+    volume = np.random.default_rng(0).integers(0, 256, (640, 64, 96), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", volume)
+
+    def make(suffix: str) -> Job:
+        return Job(tmp_path, bundle.path, suffix)
+
+    return make
+
+
+def kill_until_done(job: Job, kills: int, seed: int) -> int:
+    """Kill it `kills` times at random moments, then let it end; how often it died."""
+    rng = np.random.default_rng(seed)
+    died = 0
+    for _ in range(kills):
+        process = job.start()
+        time.sleep(float(rng.uniform(0.3, 1.6)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:
+            break
+        died += 1
+        assert not job.output.exists()
+    code, err = job.run()
+    assert code == 0 or "exists" in err
+    return died
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr"])
+def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
+    make_job: Callable[[str], Job], suffix: str
+) -> None:
+    job = make_job(suffix)
+    assert job.run()[0] == 0
+    expected = digest(job.output)
+    job.output.rename(job.folder / "expected")
+    assert kill_until_done(job, 3, 1) >= 1
+    assert digest(job.output) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr"])
+def test_fifty_kills_at_random_moments_change_no_byte(
+    make_job: Callable[[str], Job], suffix: str
+) -> None:
+    job = make_job(suffix)
+    assert job.run()[0] == 0
+    expected = digest(job.output)
+    died = 0
+    seed = 0
+    while died < 50:
+        job.output.rename(job.folder / f"old-{seed}")
+        died += kill_until_done(job, 5, seed)
+        assert digest(job.output) == expected
+        seed += 1
+
+
+def test_ctrl_c_leaves_no_file_under_the_final_name(
+    make_job: Callable[[str], Job],
+) -> None:
+    job = make_job(".tif")
+    process = job.start()
+    work = job.folder / "out.tif.neurodeploy"
+    while not (work / "plan.json").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode()
+    assert not job.output.exists()
+    assert job.run()[0] == 0
+    with open_volume(job.output) as result, open_volume(job.folder / "in.tif") as given:
+        whole = Box.whole(given.shape)
+        assert (result.read(whole) == given.read(whole)).all()
+
+
+def noise(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(7).integers(0, 256, shape, np.uint8)
+
+
+class FailsAt(ArraySource):
+    """A volume whose planes from `plane` on cannot be read, until it is mended."""
+
+    def __init__(self, array: np.ndarray[Any, Any], plane: int) -> None:
+        super().__init__(array)
+        self.plane = plane
+
+    def read(self, box: Box, out: Any = None) -> Any:
+        if box.stop[0] > self.plane:
+            raise ReadError(f"plane {self.plane} is damaged")
+        return super().read(box, out)
+
+
+def segmenter(bundle: Bundle, wanted: SegmentSettings = WANTED) -> Segmenter:
+    return Segmenter(bundle, wanted, engines=[NumpyEngine(bundle)])
+
+
+@pytest.fixture
+def interrupted(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Bundle, FailsAt, Path]:
+    """A run that stopped at a read error, some units done."""
+    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    monkeypatch.setattr("neurodeploy_runtime._reader.READ_BYTES", 20_000)
+    bundle = make_identity_bundle()
+    source = FailsAt(noise((300, 40, 50)), 200)
+    with pytest.raises(ReadError, match="plane 200 is damaged"):
+        segmenter(bundle).segment(source, tmp_path / "out.tif")
+    assert not (tmp_path / "out.tif").exists()
+    records = Journal(tmp_path / "out.tif.neurodeploy").records()
+    assert 0 < len(records) < 5
+    return bundle, source, tmp_path / "out.tif"
+
+
+def test_a_read_error_keeps_what_is_done_and_the_rest_follows(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    report = segmenter(bundle).segment(source, output)
+    assert report is not None
+    assert report.resumed_voxels > 0
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_another_setting_is_refused_by_its_name(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    other = replace(WANTED, threshold=0.7, overlap=0.5)
+    with pytest.raises(ResumeError, match=r"threshold \(0.5 there, 0.7 asked for\)"):
+        segmenter(bundle, other).segment(source, output)
+
+
+def test_another_model_is_refused(
+    interrupted: tuple[Bundle, FailsAt, Path], make_identity_bundle: MakeBundle
+) -> None:
+    _, source, output = interrupted
+    other = make_identity_bundle(threshold=0.6)
+    with pytest.raises(ResumeError, match=r"model\.digest"):
+        segmenter(other, replace(WANTED, threshold=0.5)).segment(source, output)
+
+
+def test_an_input_that_changed_is_refused(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    changed = source._array.copy()
+    changed[5, 5, 5] ^= 1
+    with pytest.raises(ResumeError, match=r"input\.fingerprint"):
+        segmenter(bundle).segment(ArraySource(changed), output)
+
+
+def test_a_unit_that_was_damaged_since_is_done_again(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    data = output.with_name("out.tif.neurodeploy") / "probability.tif"
+    with tifffile.TiffFile(data) as file:
+        offset = file.pages.first.dataoffsets[0]
+    with data.open("r+b") as raw:
+        raw.seek(offset + 1000)
+        raw.write(bytes(64))
+    segmenter(bundle).segment(source, output)
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_a_torn_record_counts_for_nothing(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    log = output.with_name("out.tif.neurodeploy") / "done-1.log"
+    with log.open("ab") as raw:
+        raw.write(b"256 0 0 12")  # no end of line: the kill came here
+    segmenter(bundle).segment(source, output)
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_a_second_process_with_the_same_share_is_refused(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    journal = Journal(output.with_name("out.tif.neurodeploy"))
+    journal.lock()
+    try:
+        with pytest.raises(ResumeError, match=f"process {os.getpid()}"):
+            segmenter(bundle).segment(source, output)
+    finally:
+        journal.close()
+
+
+def test_a_stale_lock_of_a_dead_process_is_broken(tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        check=True,
+    )
+    import socket
+
+    (tmp_path / "worker-1.lock").write_text(
+        f'{{"host": "{socket.gethostname()}", "pid": {int(dead.stdout)}}}'
+    )
+    journal = Journal(tmp_path)
+    journal.lock()
+    journal.close()
+
+
+def test_shares_of_several_workers_make_one_result(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    reports = [
+        segmenter(bundle, replace(WANTED, worker=(i, 3))).segment(source, output)
+        for i in (2, 1, 3)
+    ]
+    assert [report is None for report in reports] == [True, True, False]
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_an_existing_result_is_never_replaced_unasked(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    output = tmp_path / "out.tif"
+    output.write_bytes(b"years of work")
+    with pytest.raises(OutputError, match="--overwrite"):
+        segmenter(bundle).segment(ArraySource(noise((4, 20, 20))), output)
+    assert output.read_bytes() == b"years of work"
+    segmenter(bundle).segment(ArraySource(noise((4, 20, 20))), output, overwrite=True)
+    assert tifffile.imread(output).shape == (4, 20, 20)
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_continues(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    real, calls = Journal.record, 0
+
+    def full(self: Journal, unit: Box, sums: tuple[int, ...]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise WriteError("no space left on the device")
+        real(self, unit, sums)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "record", full)
+        with pytest.raises(WriteError, match="no space left"):
+            segmenter(bundle).segment(source, output)
+    assert not output.exists()
+    segmenter(bundle).segment(source, output)
+    assert (tifffile.imread(output) == source._array).all()

@@ -1,0 +1,252 @@
+"""An identity network gives its input back, exactly, whatever is asked for."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Box,
+    Bundle,
+    CancelledError,
+    EngineError,
+    InputError,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    SettingsError,
+    open_volume,
+)
+
+MakeBundle = Callable[..., Bundle]
+UNIT8 = Normalisation("unit", 0, 255)
+PROBABILITY = SegmentSettings(output_kind="probability", normalisation=UNIT8)
+
+small = st.integers(1, 41)
+volumes = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), small, small))
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def identity(
+    bundle: Bundle, wanted: SegmentSettings = PROBABILITY, batch: int = 1
+) -> Segmenter:
+    return Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, batch=batch)])
+
+
+@quick
+@given(volumes, st.integers(1, 4))
+def test_identity_returns_the_volume_exactly(
+    make_identity_bundle: MakeBundle, volume: np.ndarray[Any, Any], batch: int
+) -> None:
+    with identity(make_identity_bundle(), batch=batch) as segmenter:
+        assert (segmenter.segment_array(volume) == volume).all()
+
+
+@quick
+@given(volumes, st.data())
+def test_a_region_holds_what_the_whole_run_holds(
+    make_identity_bundle: MakeBundle, volume: np.ndarray[Any, Any], data: st.DataObject
+) -> None:
+    bundle = make_identity_bundle(tile=(9, 12, 10), overlap=(0.3, 0.5, 0.2))
+    starts = [data.draw(st.integers(0, n - 1)) for n in volume.shape]
+    stops = [
+        data.draw(st.integers(a + 1, n))
+        for a, n in zip(starts, volume.shape, strict=True)
+    ]
+    box = Box(tuple(starts), tuple(stops))  # type: ignore[arg-type]
+
+    def smooth(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        # A network that looks around: a voxel's answer depends on the whole tile.
+        return np.asarray(batch * 0.5 + batch.mean(axis=(2, 3, 4), keepdims=True) * 0.5)
+
+    engines = [NumpyEngine(bundle, smooth)]
+    whole = Segmenter(bundle, PROBABILITY, engines=engines).segment_array(volume)
+    part = Segmenter(
+        bundle, replace(PROBABILITY, roi=box), engines=engines
+    ).segment_array(volume)
+    assert (part == whole[box.slices]).all()
+
+
+@quick
+@given(volumes)
+def test_slice_models_answer_every_plane(
+    make_identity_bundle: MakeBundle, volume: np.ndarray[Any, Any]
+) -> None:
+    bundle = make_identity_bundle(
+        tile=(5, 16, 16), window=(1, 16, 16), overlap=(0.0, 0.25, 0.25)
+    )
+    with identity(bundle) as segmenter:
+        assert (segmenter.segment_array(volume) == volume).all()
+
+
+def test_several_engines_give_the_bits_of_one(make_identity_bundle: MakeBundle) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(1).integers(0, 256, (40, 50, 60), np.uint8)
+
+    def square(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(batch * batch)
+
+    one = Segmenter(bundle, PROBABILITY, engines=[NumpyEngine(bundle, square)])
+    three = Segmenter(
+        bundle, PROBABILITY, engines=[NumpyEngine(bundle, square) for _ in range(3)]
+    )
+    assert (one.segment_array(volume) == three.segment_array(volume)).all()
+
+
+def test_flips_of_a_symmetric_network_change_nothing(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(2).integers(0, 256, (20, 33, 40), np.uint8)
+    with identity(bundle, replace(PROBABILITY, flips=True)) as segmenter:
+        assert (segmenter.segment_array(volume) == volume).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_every_dtype_is_normalised_by_one_rule(
+    make_identity_bundle: MakeBundle, dtype: str
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(3).integers(0, 120, (9, 17, 18)).astype(dtype)
+    norm = Normalisation("unit", 0, 127)  # 510 v is no odd multiple of 127: no ties
+    with identity(bundle, replace(PROBABILITY, normalisation=norm)) as segmenter:
+        got = segmenter.segment_array(volume)
+    expected = np.rint(norm.apply(volume) * np.float32(255)).astype(np.uint8)
+    assert (got == expected).all()
+
+
+@given(st.sampled_from(["uint8", "uint16", "int16"]), st.floats(-50, 3000))
+def test_the_lookup_table_has_the_bits_of_the_formula(
+    dtype: str, background: float
+) -> None:
+    norm = Normalisation("background-asinh", background, 37.5)
+    table = norm.table(np.dtype(dtype))
+    assert table is not None
+    every = np.arange(table.size, dtype=f"u{np.dtype(dtype).itemsize}").view(dtype)
+    values = every[np.random.default_rng(0).permutation(table.size)][:999].copy()
+    unsigned = values.view(f"u{values.itemsize}")
+    assert (table[unsigned] == norm.apply(values)).all()
+
+
+def test_nan_in_a_float_volume_is_one_sentence(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    volume = np.zeros((4, 20, 20), np.float32)
+    volume[2, 3, 4] = np.nan
+    with (
+        identity(make_identity_bundle()) as segmenter,
+        pytest.raises(InputError, match="1 voxels of one tile are NaN"),
+    ):
+        segmenter.segment_array(volume)
+
+
+def test_an_engines_error_reaches_the_caller_and_nothing_hangs(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    bundle = make_identity_bundle()
+    calls = 0
+
+    def broken(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise EngineError("the card fell off the bus")
+        return batch
+
+    segmenter = Segmenter(bundle, PROBABILITY, engines=[NumpyEngine(bundle, broken)])
+    with pytest.raises(EngineError, match="fell off the bus"):
+        segmenter.segment_array(np.zeros((40, 60, 60), np.uint8))
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"cut", "blend", "infer 0", "read", "segment"}
+
+
+def test_leaving_a_stream_early_stops_its_threads(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    with identity(make_identity_bundle()) as segmenter:
+        slabs = segmenter.stream(ArraySource(np.zeros((90, 50, 50), np.uint8)))
+        box, first = next(slabs)
+        assert box.start == (0, 0, 0)
+        assert first.shape == box.shape
+        slabs.close()  # type: ignore[attr-defined]
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"cut", "blend", "infer 0", "read", "segment"}
+
+
+def test_cancelling_a_run_leaves_no_file_under_the_final_name(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    cancel = threading.Event()
+
+    def slow(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        cancel.set()
+        return batch
+
+    segmenter = Segmenter(bundle, PROBABILITY, engines=[NumpyEngine(bundle, slow)])
+    volume = ArraySource(np.zeros((60, 400, 400), np.uint8))
+    with pytest.raises(CancelledError):
+        segmenter.segment(volume, tmp_path / "out.tif", cancel=cancel)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_roi_outside_the_volume_is_refused(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    roi = Box((0, 0, 0), (5, 5, 50))
+    with (
+        identity(make_identity_bundle(), replace(PROBABILITY, roi=roi)) as segmenter,
+        pytest.raises(SettingsError, match="0:4,0:20,0:20"),
+    ):
+        segmenter.segment(
+            ArraySource(np.zeros((4, 20, 20), np.uint8)), tmp_path / "out.tif"
+        )
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr", ".v3draw"])
+@pytest.mark.parametrize("memory", [None, 700_000_000])
+def test_a_file_holds_the_volume_and_opens_again(
+    make_identity_bundle: MakeBundle, tmp_path: Path, suffix: str, memory: int | None
+) -> None:
+    volume = np.random.default_rng(4).integers(0, 256, (70, 65, 131), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", volume, compression="zlib")
+    wanted = replace(PROBABILITY, memory_bytes=memory)
+    with (
+        identity(make_identity_bundle(), wanted) as segmenter,
+        open_volume(tmp_path / "in.tif") as source,
+    ):
+        report = segmenter.segment(source, tmp_path / f"out{suffix}")
+    assert report is not None
+    with open_volume(tmp_path / f"out{suffix}") as result:
+        assert (result.read(Box.whole(result.shape)) == volume).all()
+    left = {p.name for p in tmp_path.iterdir()}
+    assert not any(name.endswith(".neurodeploy") for name in left)
+    assert Path(report.picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_kinds_come_from_one_pass(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    volume = np.random.default_rng(5).integers(0, 256, (20, 40, 50), np.uint8)
+    wanted = replace(PROBABILITY, output_kind="both", threshold=0.25)
+    with identity(make_identity_bundle(), wanted) as segmenter:
+        segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    mask = tifffile.imread(tmp_path / "out.tif")
+    probability = tifffile.imread(tmp_path / "out.probability.tif")
+    assert (probability == volume).all()
+    unit = volume.astype(np.float32) * np.float32(1 / 255)
+    assert (mask == np.where(unit >= np.float32(0.25), 255, 0)).all()
