@@ -30,7 +30,9 @@ def open_(path: Path, options: ReadOptions) -> Source:
                     f"{where} is a NumPy file of version {version}: save a plain array"
                 )
             shape, fortran_order, stored = read_header(file)
-        except (ValueError, TypeError, EOFError, OSError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # NumPy parses the header as Python text
             text = " ".join(str(error).split())[:200]
             raise InputError(f"{where} has no valid NumPy header: {text}") from error
         offset = file.tell()

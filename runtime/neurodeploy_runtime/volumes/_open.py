@@ -164,9 +164,7 @@ def _reader(path: Path) -> Reader:
 def _folder_reader(path: Path) -> Reader:
     if any((path / mark).is_file() for mark in STORE_MARKS):
         return TENSORSTORE
-    if any(
-        entry.name.lower().endswith((".tif", ".tiff")) for entry in os.scandir(path)
-    ):
+    if any(entry.suffix.lower() in (".tif", ".tiff") for entry in path.iterdir()):
         return FOLDER_OF_PLANES
     raise InputError(
         f"{path} is a folder without TIFF planes and without the metadata of Zarr, N5 "

@@ -290,8 +290,8 @@ def _find(tif: tifffile.TiffFile, path: Path, options: ReadOptions) -> FoundVolu
     pages = PageLayout.of(page)
     if layout.shape[1:] != pages.shaped[2:]:
         raise InputError(
-            f"{where} is damaged: its metadata says planes of {layout.shape[1:]} "
-            f"voxels, its pages hold {pages.shaped[2:]}"
+            f"{where} says that its planes are of {layout.shape[1:]} voxels, and its "
+            f"pages hold {pages.shaped[2:]}: save it with a page for each plane"
         )
     contiguous = segments = None
     if level.dataoffset is not None and pages.final and not pages.tiled:
@@ -462,8 +462,8 @@ def _segments(
             )
         if not (len(frame.dataoffsets) == count == len(frame.databytecounts)):
             raise InputError(
-                f"{where} is damaged: plane {number} lists {len(frame.dataoffsets)} "
-                f"pieces in place of {count}"
+                f"{where} is damaged: plane {number} is in {count} pieces, and it lists "
+                f"{len(frame.dataoffsets)} places and {len(frame.databytecounts)} sizes"
             )
         more: dict[str, Any] = {}
         if page.compression in JPEG:
