@@ -13,6 +13,7 @@ from neurodeploy.simulate._appearance import (
     Look,
 )
 from neurodeploy.simulate._camera import Camera
+from neurodeploy.simulate._stream import SampleSettings, sample_block, write_sample
 from neurodeploy.simulate._volume import (
     SimulatedVolume,
     SimulationSettings,
@@ -26,7 +27,10 @@ __all__ = [
     "Appearance",
     "Camera",
     "Look",
+    "SampleSettings",
     "SimulatedVolume",
     "SimulationSettings",
+    "sample_block",
     "simulate_volume",
+    "write_sample",
 ]

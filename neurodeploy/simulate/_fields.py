@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy.simulate._chance import Stream, generator
-from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime import Box
 
 Floats = NDArray[np.float32]
 

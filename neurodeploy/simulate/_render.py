@@ -12,14 +12,14 @@ from neurodeploy.simulate._appearance import Look
 from neurodeploy.simulate._chance import Stream, generator
 from neurodeploy.simulate._fields import nodes_for, smooth_noise, spread
 from neurodeploy.simulate._points import Points
-from neurodeploy.simulate._scene import scene
+from neurodeploy.simulate._scene import THICKEST, scene
 from neurodeploy.simulate._stamp import (
     splat,
     stamp_factor,
     stamp_light,
     stamp_mask,
 )
-from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime import Box, Shape
 
 Floats = NDArray[np.float32]
 
@@ -60,8 +60,11 @@ def render(look: Look, seed: int, box: Box, extra: Points | None = None) -> Ligh
     `extra` are neurites that were brought along, such as those of an SWC file.
     """
     blur = (look.psf_z, look.psf_xy, look.psf_xy)
-    visible = 2 + int(np.ceil(_HALF_WIDTH * max(blur)))
-    halo = tuple(int(np.ceil(_CUT * s)) + visible for s in blur)
+    thickest = (THICKEST / look.anisotropy, THICKEST, THICKEST)
+    halo = tuple(
+        int(np.ceil(_CUT * s)) + int(np.ceil(np.hypot(_HALF_WIDTH * s, r))) + 2
+        for s, r in zip(blur, thickest, strict=True)
+    )
     wide = _grown(box, (halo[0], halo[1], halo[2]))
     haze_sigma = (
         1.5 * look.haze_extent / look.anisotropy / _HAZE_CELL[0],
@@ -78,7 +81,10 @@ def render(look: Look, seed: int, box: Box, extra: Points | None = None) -> Ligh
     )
     everything = scene(look, seed, _union(wide, far))
     if extra is not None and len(extra):
-        everything = Points.join([everything, extra])
+        around = _union(wide, far)
+        scale = np.array([look.anisotropy, 1.0, 1.0])
+        low, high = around.start * scale, around.stop * scale
+        everything = Points.join([everything, extra.within(tuple(low), tuple(high))])
     neurites = everything.take(
         (everything.known == Points.NEURITE) | (everything.known == Points.SOMA)
     )
@@ -138,9 +144,10 @@ def _truth(
     """The visible width of each neurite, and where no answer is wrong."""
     scale = np.array([look.anisotropy, 1, 1], np.float32)
     voxel = np.rint(points.position / scale).astype(np.int64) - np.asarray(wide.start)
+    # What lies outside is too far to show in the box, except for a cell body.
     inside = ((voxel >= 0) & (voxel < sharp.shape)).all(axis=1)
-    points, voxel = points.take(inside), voxel[inside]
-    peak = sharp[voxel[:, 0], voxel[:, 1], voxel[:, 2]]
+    peak = np.zeros(len(points), np.float32)
+    peak[inside] = sharp[tuple(voxel[inside].T)]
     soma = points.known == Points.SOMA
     seen = (peak >= look.visible_from * look.noise) & ~soma
     width = np.float32(_HALF_WIDTH)
@@ -188,7 +195,9 @@ def _tissue(look: Look, seed: int, box: Box, vessels: Points) -> Floats:
         tissue += unit * np.float32(look.mottle) * blotch
     if len(vessels):
         factor = np.ones(box.shape, np.float32)
-        stamp_factor(factor, vessels, box.start, look.anisotropy)
+        stamp_factor(
+            factor, vessels, box.start, look.anisotropy, look.vessel_brightness
+        )
         tissue *= factor
     return np.maximum(tissue, np.float32(0.03) * glow)
 

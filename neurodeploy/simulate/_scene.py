@@ -17,7 +17,7 @@ from neurodeploy.simulate._chance import Stream, generator
 from neurodeploy.simulate._fields import every_block
 from neurodeploy.simulate._points import Points
 from neurodeploy.simulate._walks import beads, slow, walk
-from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime import Box
 
 Floats = NDArray[np.float32]
 Cell = tuple[int, int, int]
@@ -25,6 +25,8 @@ Cell = tuple[int, int, int]
 #: Extent of a cell and the farthest a curve goes from where it starts, in y, x voxels.
 CELL = 64
 REACH = 128
+#: Radius that no neurite exceeds, in y, x voxels.
+THICKEST = 4.0
 _CELL_VOXELS = CELL**3
 
 
@@ -43,6 +45,8 @@ class Habit:
     known: int
     shortest: int = REACH // 3
     softness: float = 1.0
+    #: every so many steps of a curve there is a point
+    stride: int = 1
 
 
 def scene(look: Look, seed: int, box: Box) -> Points:
@@ -166,12 +170,14 @@ def _vessels(look: Look, seed: int, cells: list[Cell]) -> Points:
         radius=look.vessel_radius,
         radius_spread=0.35,
         brightness=look.vessel_brightness,
-        brightness_spread=0.1,
+        brightness_spread=0.0,
         beads=0.0,
         gaps=0.0,
         branching=0.3,
         known=Points.VESSEL,
         softness=2.5,
+        # A wide tube needs no ball per voxel.
+        stride=max(1, int(look.vessel_radius / 2)),
     )
     rate = look.vessels * _CELL_VOXELS / 1e6
     starts, ways, chances = [], [], []
@@ -184,11 +190,9 @@ def _vessels(look: Look, seed: int, cells: list[Cell]) -> Points:
             chances.append(_Chance.draw(rng, n))
     if not starts:
         return Points.none()
-    curves = _grow(
+    return _grow(
         habit, np.concatenate(starts), np.concatenate(ways), _Chance.join(chances)
     )
-    # A wide tube needs no ball per voxel.
-    return curves.take(np.arange(len(curves)) % max(1, int(habit.radius / 2)) == 0)
 
 
 def _bodies(look: Look, seed: int, cells: list[Cell]) -> Points:
@@ -350,10 +354,11 @@ def _points(
 ) -> Points:
     """The points of curves that are switched on and near enough to their start."""
     near = (np.abs(path - start[:, None]) <= REACH).all(axis=2)
-    keep = on & near
+    keep = on & near & (np.arange(path.shape[1]) % habit.stride == 0)
+    limit = THICKEST if habit.known == Points.NEURITE else np.inf
     return Points.make(
         path[keep],
-        np.asarray(radius[keep], np.float32),
+        np.minimum(radius[keep], limit),
         np.asarray(bright[keep], np.float32),
         softness=habit.softness,
         known=habit.known,

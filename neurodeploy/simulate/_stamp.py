@@ -43,9 +43,13 @@ def stamp_light(
 
 
 def stamp_factor(
-    out: Floats, points: Points, origin: tuple[int, int, int], anisotropy: float
+    out: Floats,
+    points: Points,
+    origin: tuple[int, int, int],
+    anisotropy: float,
+    level: float,
 ) -> None:
-    """Mix the points' brightness, as a factor, into `out` where a ball covers it."""
+    """Move `out` towards `level` where a ball covers it."""
     flat = out.reshape(-1)
     outer = points.radius + points.softness / 2
     cover = np.zeros(out.size, np.float32)
@@ -58,8 +62,7 @@ def stamp_factor(
         share = (outer[rows, None] - distance) / points.softness[rows, None]
         inside = (at >= 0) & (share > 0)
         np.maximum.at(cover, at[inside], np.minimum(share, 1)[inside])
-    level = np.float32(points.brightness.mean()) if len(points) else np.float32(1)
-    flat += cover * (level - flat)
+    flat += cover * (np.float32(level) - flat)
 
 
 def stamp_mask(
@@ -119,13 +122,14 @@ def _patches(
     Distances are in y, x voxels; `stretch` scales the one along z.
     """
     voxel = position / np.array([anisotropy, 1, 1], np.float32)
-    voxel = voxel - np.asarray(origin, np.float32)
+    # Rounded before the origin is taken off: the same bits in whatever box.
     nearest = np.rint(voxel).astype(np.int64)
     scale = np.ones((len(position), 3), np.float32)
     scale[:, 0] = anisotropy
     if stretch is not None:
         scale[:, 0] *= stretch
-    remainder = voxel - nearest
+    remainder = (voxel - nearest).astype(np.float32)
+    nearest -= np.asarray(origin)
     half = np.stack([half_z, half_xy, half_xy], axis=1)
     extent = np.asarray(shape)
     touches = ((nearest >= -half) & (nearest < extent + half)).all(axis=1)

@@ -12,7 +12,7 @@ from neurodeploy.simulate._appearance import LIGHT_SHEET, Appearance, Look
 from neurodeploy.simulate._camera import camera_noise
 from neurodeploy.simulate._chance import Stream, generator
 from neurodeploy.simulate._render import render
-from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime import Box, Shape
 
 Floats = NDArray[np.float32]
 
