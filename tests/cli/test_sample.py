@@ -1,0 +1,75 @@
+"""`neurodeploy sample`: one sentence where it cannot, a whole file where it can."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy.cli import main
+
+SMALL = ["--shape", "8,40,48", "--quiet"]
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def test_an_image_and_its_truth(tmp_path: Path) -> None:
+    image, truth = tmp_path / "a.tif", tmp_path / "t.tif"
+    assert run("sample", image, *SMALL, "--seed", 4, "--truth", truth) == 0
+    assert tifffile.imread(image).shape == (8, 40, 48)
+    assert tifffile.imread(image).dtype == np.uint16
+    assert set(np.unique(tifffile.imread(truth))) <= {0, 255}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "t.tif"]
+
+
+def test_traced_neurons_are_what_the_truth_holds(tmp_path: Path) -> None:
+    swc, truth = tmp_path / "n.swc", tmp_path / "t.tif"
+    swc.write_text("1 2 4 4 4 1 -1\n2 2 40 30 4 1 1\n")
+    words = ["--swc", swc, "--truth", truth, "--look", "confocal"]
+    assert run("sample", tmp_path / "a.tif", *SMALL, *words) == 0
+    mask = tifffile.imread(truth) > 0
+    # A line of 45 voxels, some of them perhaps too dim to be seen.
+    assert 45 < mask.sum() < 45 * 40
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--shape", "8,40"], "z,y,x"),
+        (["--shape", "0,40,40"], "at least 1"),
+        (["--seed", "-3"], "negative"),
+        (["--voxel-size", "1,0,1"], "positive"),
+        (["--swc", "absent.swc"], "absent.swc"),
+        (["--sahpe", "8,8,8"], "--shape"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("sample", tmp_path / "a.tif", *words) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "folder/a.tif"])
+def test_an_output_that_cannot_be(name: str, tmp_path: Path) -> None:
+    assert run("sample", tmp_path / name, *SMALL) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = tmp_path / "t.tif"
+    truth.write_text("mine")
+    assert run("sample", tmp_path / "a.tif", *SMALL, "--truth", truth) == 2
+    assert "already there" in capsys.readouterr().err
+    assert truth.read_text() == "mine"
+    assert not (tmp_path / "a.tif").exists()
