@@ -7,6 +7,7 @@ behind the ring is the same, which is why both give the same bits.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ class PlaneRing:
     """Holds planes ``[released, arrived)`` of a growing stack, at most `depth` of them.
 
     One thread brings planes, one takes them; both wait without spinning. The buffer is
-    allocated and touched once.
+    allocated and touched once. Planes that never come (a camera missed them) are
+    skipped: they count as arrived, take no room, and `whole` is False across them.
     """
 
     def __init__(
@@ -31,6 +33,10 @@ class PlaneRing:
         self._lock = threading.Condition()
         self._released = first
         self._arrived = first
+        #: Runs of planes that never come, in order; those before `released` are only
+        #: counted.
+        self._gaps: deque[tuple[int, int]] = deque()
+        self._skipped = 0
         self._end: int | None = None
         self._error: BaseException | None = None
         self._closed = False
@@ -47,10 +53,16 @@ class PlaneRing:
             return self._arrived
 
     @property
+    def released(self) -> int:
+        """Planes before this one are needed no more."""
+        with self._lock:
+            return self._released
+
+    @property
     def room(self) -> int:
         """Planes that can be brought now without waiting."""
         with self._lock:
-            return self._released + self.depth - self._arrived
+            return self._room()
 
     def room_views(
         self, most: int, timeout_s: float | None = None
@@ -60,21 +72,37 @@ class PlaneRing:
         One or two arrays (n, y, x), in order; empty when `timeout_s` passed.
         """
         with self._lock:
-            self._lock.wait_for(
-                lambda: self._closed or self._arrived < self._released + self.depth,
-                timeout_s,
-            )
+            self._lock.wait_for(lambda: self._closed or self._room() > 0, timeout_s)
             self._check()
-            n = min(most, self._released + self.depth - self._arrived)
-            return self._views(self._arrived, self._arrived + n)
+            place = self._place(self._arrived)
+            return self._views(place, place + min(most, self._room()))
 
     def bring(self, planes: int) -> None:
         """The next `planes` planes have been written into the views."""
         with self._lock:
-            if self._arrived + planes > self._released + self.depth:
+            if planes > self._room():
                 raise StreamError("more planes were brought than there was room for")
             self._arrived += planes
             self._lock.notify_all()
+
+    def skip(self, planes: int) -> None:
+        """The next `planes` planes never come."""
+        if planes < 1:
+            return
+        with self._lock:
+            start = self._arrived
+            if self._gaps and self._gaps[-1][1] == start:
+                start = self._gaps.pop()[0]
+            self._arrived += planes
+            self._gaps.append((start, self._arrived))
+            self._lock.notify_all()
+
+    def whole(self, start: int, stop: int) -> bool:
+        """Whether every plane of [start, stop), not yet released, has come."""
+        with self._lock:
+            return stop <= self._arrived and not any(
+                a < stop and start < b for a, b in self._gaps
+            )
 
     def end(self) -> None:
         """No more planes come: the stack is as deep as it is now."""
@@ -115,13 +143,51 @@ class PlaneRing:
                     f"planes {start}:{stop} are not in the ring, which holds "
                     f"{self._released}:{self._arrived}"
                 )
-            return self._views(start, stop)
+            if any(a < stop and start < b for a, b in self._gaps):
+                raise StreamError(f"planes {start}:{stop} did not all come")
+            return self._views(self._place(start), self._place(stop))
+
+    def copy_newest(self, step: int) -> tuple[int, NDArray[Any]] | None:
+        """The newest plane that is held, every `step`-th pixel of it, copied.
+
+        None where none is held. It holds up whoever brings planes for the time of the
+        copy, so `step` should leave few pixels.
+        """
+        with self._lock:
+            z = self._arrived
+            while self._gaps and z > self._released:
+                gap = next((g for g in self._gaps if g[0] < z <= g[1]), None)
+                if gap is None:
+                    break
+                z = gap[0]
+            if z <= self._released:
+                return None
+            (view,) = self._views(self._place(z - 1), self._place(z))
+            return z - 1, view[0, ::step, ::step].copy()
+
+    def reset(self) -> None:
+        """Begin with plane 0 of another stack, in the same memory."""
+        with self._lock:
+            self._released = self._arrived = self._skipped = 0
+            self._gaps.clear()
+            self._end, self._error, self._closed = None, None, False
 
     def release(self, plane: int) -> None:
         """Planes before `plane` are needed no more."""
         with self._lock:
             self._released = max(self._released, min(plane, self._arrived))
+            while self._gaps and self._gaps[0][1] <= self._released:
+                start, stop = self._gaps.popleft()
+                self._skipped += stop - start
             self._lock.notify_all()
+
+    def _place(self, z: int) -> int:
+        """Which plane of those that came plane z is, counted from the first."""
+        gone = sum(min(z, b) - a for a, b in self._gaps if a < z)
+        return z - self._skipped - gone
+
+    def _room(self) -> int:
+        return self.depth - self._place(self._arrived) + self._place(self._released)
 
     def _views(self, start: int, stop: int) -> list[NDArray[Any]]:
         if start == stop:

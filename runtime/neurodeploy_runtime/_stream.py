@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._clock import Clock
-from neurodeploy_runtime._errors import CancelledError, InputError
+from neurodeploy_runtime._errors import CancelledError, InputError, StreamError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
@@ -32,6 +32,7 @@ from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime.engines import Engine
 
 Emit = Callable[[int, BlendRing], None]
+Lost = Callable[[int], None]
 
 #: Flips on y and x whose mean is taken with test-time augmentation.
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -45,6 +46,14 @@ class TileId:
     row: int
     column: int
     last: bool
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """A normalisation, with its table where the dtype allows one."""
+
+    normalisation: Normalisation
+    table: NDArray[np.float32] | None
 
 
 @dataclass
@@ -62,6 +71,44 @@ class Slot:
     audited: list[bool] = field(default_factory=list)
     #: The layer whose tiles end with this slot, if they do.
     ends: TileId | None = None
+    #: Whether that layer was not run, because planes that it reads never came.
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class StreamBuffers:
+    """What a stream works in, allocated and touched; serves one stack after another."""
+
+    slots: tuple[Slot, ...]
+    blend: BlendRing
+    depth: int
+
+    @classmethod
+    def of(
+        cls,
+        plan: TilePlan,
+        region: Box,
+        engines: Sequence[Engine],
+        *,
+        seam: bool = False,
+    ) -> StreamBuffers:
+        """As many slots as keep every engine busy, and the planes being blended."""
+        blend = BlendRing(plan, region, squares=seam)
+        slots = []
+        for _ in range(2 * len(engines) + 2):
+            voxels = np.empty(engines[0].input_shape, np.float32)
+            answer = np.empty(engines[0].output_shape, np.float32)
+            voxels.fill(0)
+            answer.fill(0)
+            slots.append(Slot(voxels, answer))
+        buffers = cls(tuple(slots), blend, plan.window[0])
+        buffers.reset()
+        return buffers
+
+    def reset(self) -> None:
+        """Nothing has been added yet; and every page of it is there."""
+        for z in range(self.depth):
+            self.blend.clear(z)
 
 
 class RegionStream:
@@ -79,9 +126,17 @@ class RegionStream:
         the region needs. Someone else fills it.
     engines
         One thread runs each.
+    normalisation
+        Or a function that waits for planes and learns it from them: it is called once,
+        in the thread that cuts, when the first planes are there.
     emit
         Called in z order, from one thread, with each finished plane and the ring that
         holds it; the ring's plane is cleared when it returns.
+    lost
+        Called instead, in the same order, for a plane that some tile's answer is
+        missing for, because planes that the tile reads never came.
+    buffers
+        What an earlier stream of the same plan worked in, to be used again.
     """
 
     def __init__(
@@ -90,7 +145,7 @@ class RegionStream:
         region: Box,
         ring: PlaneRing,
         engines: Sequence[Engine],
-        normalisation: Normalisation,
+        normalisation: Normalisation | Callable[[], Normalisation],
         emit: Emit,
         *,
         dtype: np.dtype[Any],
@@ -99,33 +154,36 @@ class RegionStream:
         flips: bool = False,
         seam: bool = False,
         skip: BackgroundSkip | None = None,
+        lost: Lost | None = None,
+        buffers: StreamBuffers | None = None,
     ) -> None:
         self._plan = plan
         self._region = region
         self._layer = plan.layer(region)
         self._ring = ring
         self._engines = engines
-        self._normalisation = normalisation
-        self._table = normalisation.table(dtype)
+        self._settle = normalisation
+        self._dtype = dtype
         self._unsigned = np.dtype(f"u{dtype.itemsize}")
         self._check_finite = dtype.kind == "f"
         self._emit = emit
+        self._lost = lost
         self._depth = depth
         self.clock = clock or Clock()
         self._flips = flips
         self._skip = skip
-        self._blend = BlendRing(plan, region, squares=seam)
-        slots = 2 * len(engines) + 2
+        if buffers is None:
+            buffers = StreamBuffers.of(plan, region, engines, seam=seam)
+        else:
+            buffers.reset()
+        self._blend = buffers.blend
+        slots = len(buffers.slots)
         self._free: Channel[Slot] = Channel(slots)
         self._ready: Channel[Slot] = Channel(slots)
         self._done: Channel[Slot] = Channel(slots)
         self._batch = engines[0].batch
-        for _ in range(slots):
-            voxels = np.empty(engines[0].input_shape, np.float32)
-            answer = np.empty(engines[0].output_shape, np.float32)
-            voxels.fill(0)
-            answer.fill(0)
-            self._free.put(Slot(voxels, answer))
+        for slot in buffers.slots:
+            self._free.put(slot)
         self._error: BaseException | None = None
         self._finished = threading.Event()
         self._lock = threading.Lock()
@@ -193,6 +251,7 @@ class RegionStream:
     def _cut(self) -> None:
         axis = self._plan.axes[0]
         order = 0
+        normaliser: Normaliser | None = None
         layer = axis.meeting(
             self._region.start[0], self._region.stop[0], self._plan.shape[0]
         ).start
@@ -213,14 +272,40 @@ class RegionStream:
             if known and depth == 0:
                 break
             extent = depth if known else end + axis.tile
-            order = self._cut_layer(layer, last, extent, order)
+            if self._ring.whole(*axis.reads(layer, extent)):
+                if normaliser is None:
+                    normaliser = self._normaliser()
+                order = self._cut_layer(layer, last, extent, order, normaliser)
+            else:
+                order = self._lose_layer(layer, last, order)
             if last or (layer + 1) * axis.stride >= self._region.stop[0]:
                 break
             layer += 1
             self._ring.release(max(0, layer * axis.stride - axis.margin))
         self._ready.end()
 
-    def _cut_layer(self, layer: int, last: bool, extent: int, order: int) -> int:
+    def _normaliser(self) -> Normaliser:
+        settle = self._settle
+        normalisation = settle if isinstance(settle, Normalisation) else settle()
+        return Normaliser(normalisation, normalisation.table(self._dtype))
+
+    def _lose_layer(self, layer: int, last: bool, order: int) -> int:
+        """Send a slot without tiles on the way, for a layer that cannot be run."""
+        if self._lost is None:
+            raise StreamError(
+                f"planes that tile layer {layer} reads never came, and nobody asked "
+                "to be told of lost planes"
+            )
+        slot = self._take_free()
+        slot.order = order
+        slot.lost = True
+        slot.ends = TileId(layer, self._layer.rows[0], self._layer.columns[0], last)
+        self._ready.put(slot)
+        return order + 1
+
+    def _cut_layer(
+        self, layer: int, last: bool, extent: int, order: int, normaliser: Normaliser
+    ) -> int:
         """Cut all tiles of a layer into slots; returns the next slot's number."""
         z_axis = self._plan.axes[0]
         low, high = z_axis.reads(layer, extent)
@@ -239,12 +324,11 @@ class RegionStream:
                 run, audited = True, False
                 if self._skip is not None:
                     run, audited = self._skip.decide(
-                        (layer, row, column), raw, self._normalisation
+                        (layer, row, column), raw, normaliser.normalisation
                     )
                 if run:
-                    self._normalise(
-                        raw, z_index, row, column, slot.voxels[len(slot.tiles), 0]
-                    )
+                    out = slot.voxels[len(slot.tiles), 0]
+                    self._normalise(raw, z_index, row, column, out, normaliser)
             if run:
                 slot.tiles.append(tile)
                 slot.audited.append(audited)
@@ -263,6 +347,7 @@ class RegionStream:
         if slot is None:
             raise CancelledError("the run was stopped")
         slot.tiles, slot.skipped, slot.audited, slot.ends = [], [], [], None
+        slot.lost = False
         return slot
 
     def _raw(
@@ -283,6 +368,7 @@ class RegionStream:
         row: int,
         column: int,
         out: NDArray[np.float32],
+        normaliser: Normaliser,
     ) -> None:
         """The tile as the network sees it, mirrored where it sticks out, into `out`."""
         if self._check_finite:
@@ -292,20 +378,22 @@ class RegionStream:
         if z_index is None and y_index is None and x_index is None:
             z = 0
             for part in raw:
-                self._values(part, out[z : z + len(part)])
+                self._values(part, out[z : z + len(part)], normaliser)
                 z += len(part)
             return
         whole = np.concatenate(raw)
         for axis, index in enumerate((z_index, y_index, x_index)):
             if index is not None:
                 whole = whole.take(index, axis)
-        self._values(whole, out)
+        self._values(whole, out, normaliser)
 
-    def _values(self, voxels: NDArray[Any], out: NDArray[np.float32]) -> None:
-        if self._table is not None:
-            np.take(self._table, voxels.view(self._unsigned), out=out, mode="clip")
+    def _values(
+        self, voxels: NDArray[Any], out: NDArray[np.float32], normaliser: Normaliser
+    ) -> None:
+        if normaliser.table is not None:
+            np.take(normaliser.table, voxels.view(self._unsigned), out=out, mode="clip")
             return
-        self._normalisation.apply(voxels, out)
+        normaliser.normalisation.apply(voxels, out)
 
     # -- inferring -------------------------------------------------------------
 
@@ -345,6 +433,7 @@ class RegionStream:
     def _blend_all(self) -> None:
         waiting: dict[int, Slot] = {}
         order = 0
+        lost_before = False
         while (slot := self._done.get()) is not None:
             waiting[slot.order] = slot
             while order in waiting:
@@ -352,10 +441,11 @@ class RegionStream:
                 order += 1
                 with self.clock.stage("blend"):
                     self._add(slot)
-                ends = slot.ends
+                ends, lost = slot.ends, slot.lost
                 self._free.put(slot)
                 if ends is not None:
-                    self._emit_layer(ends)
+                    self._emit_layer(ends, lost, lost_before)
+                    lost_before = lost
         self._finished.set()
 
     def _add(self, slot: Slot) -> None:
@@ -366,7 +456,11 @@ class RegionStream:
                 continue
             self._blend.add(tile.layer, tile.row, tile.column, window, last=tile.last)
 
-    def _emit_layer(self, tile: TileId) -> None:
+    def _emit_layer(self, tile: TileId, lost: bool, lost_before: bool) -> None:
+        """Let the planes go that no later layer meets.
+
+        `lost` and `lost_before` say that this layer, or the one before, was not run.
+        """
         axis = self._plan.axes[0]
         start = tile.layer * axis.stride
         stop = start + (axis.window if tile.last else axis.stride)
@@ -376,7 +470,12 @@ class RegionStream:
         for z in range(
             max(start, self._region.start[0]), min(stop, self._region.stop[0])
         ):
-            self._emit(z, self._blend)
+            if self._lost is not None and (
+                lost or (lost_before and z < start + axis.overlap)
+            ):
+                self._lost(z)
+            else:
+                self._emit(z, self._blend)
             self._blend.clear(z)
 
 
