@@ -150,7 +150,7 @@ def build_into(
             "it sees), or use --library tensorrt_rtx, which builds without one"
         )
     precision = _precision(folder, settings)
-    version = _ask(library, {"do": "version"}, tell, None)["version"]
+    version = str(plans.import_library(library).__version__)
     identity = plans.PlanIdentity(
         onnx={
             file.name: sha256(file)

@@ -63,10 +63,7 @@ def _serve(
     asked: dict[str, Any], send: Callable[..., None], cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
     trt = plans.import_library(asked["library"])
-    kind = asked["do"]
-    if kind == "version":
-        return {"version": trt.__version__}
-    if kind == "load":
+    if asked["do"] == "load":
         return {"refused": _refusal(trt, asked)}
     request = asked["request"]
     request["tile"] = tuple(request["tile"])

@@ -69,6 +69,7 @@ class PlanFacts:
     seconds: float
     bytes: int
     layers: int
+    io: Precision
     network_half_share: float
     engine_half_share: float | None
     engine_unread: str | None
@@ -130,6 +131,7 @@ def build_plan(
         blob = bytes(plan)
         _keep_timing_cache(config, request)
         layers = network.num_layers
+        half_io = network.get_input(0).dtype == trt.DataType.HALF
     finally:
         # The parser refers to the network; freed the other way round it crashes.
         del parser
@@ -149,6 +151,7 @@ def build_plan(
         round(time.monotonic() - began, 2),
         len(blob),
         layers,
+        "fp16" if half_io else "fp32",
         round(share, 4),
         engine_share,
         unread,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ from numpy.typing import NDArray
 
 from neurodeploy_export._errors import ExportRequestError
 from neurodeploy_runtime._bundle import GOLDEN
-from neurodeploy_runtime._errors import WriteError
+from neurodeploy_runtime._errors import InputError, WriteError
+from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._spec import ModelSpec
+from neurodeploy_runtime.volumes import Source
 
 #: Answers are frozen in steps of 2^-16: finer than any tolerance, and small on disk.
 _STEP = 65536.0
+
+#: Normalised value above which a voxel is signal: asinh(10), ten times the noise.
+_BRIGHT = 3.0
 
 
 def check_tiles(tiles: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
@@ -78,3 +84,60 @@ def write_golden(
             "there, or choose another folder"
         ) from error
     return int(count)
+
+
+def tiles_from_volume(
+    source: Source, spec: ModelSpec, *, count: int = 4, candidates: int = 64
+) -> NDArray[np.float32]:
+    """Normalised tiles of a volume, (count, 1, *tile) float32, chosen to hold signal.
+
+    The volume is normalised as the runtime does it. Among `candidates` tiles spread
+    evenly over the volume, those with the most voxels well above the background are
+    taken, the first of them always one of median brightness, which is what most of a
+    volume looks like.
+
+    Raises
+    ------
+    InputError
+        The volume is smaller than a tile.
+    """
+    from neurodeploy_runtime._survey import survey
+
+    small = [
+        f"{have} < {need} on axis {axis}"
+        for axis, have, need in zip("zyx", source.shape, spec.tile, strict=True)
+        if have < need
+    ]
+    if small:
+        raise InputError(
+            f"{source.path} is {source.shape}, smaller than the model's tile "
+            f"{spec.tile} ({'; '.join(small)}): give a larger volume to --tiles"
+        )
+    normalisation = survey(source).freeze(spec.normalisation)
+
+    def box_at(start: Shape) -> Box:
+        return Box((0, 0, 0), spec.tile).shift(start)
+
+    scored: list[tuple[float, Shape]] = []
+    for start in _spread(source.shape, spec.tile, candidates):
+        tile = normalisation.apply(source.read(box_at(start)))
+        scored.append((-float(np.mean(tile > _BRIGHT)), start))
+    scored.sort()
+    middle = scored[len(scored) // 2]
+    chosen = [middle, *(s for s in scored if s is not middle)][:count]
+    return np.stack(
+        [normalisation.apply(source.read(box_at(start))) for _, start in chosen]
+    )[:, None]
+
+
+def _spread(shape: Shape, tile: Shape, count: int) -> list[Shape]:
+    """At most `count` starts of tiles, evenly over the volume."""
+    free = [s - t for s, t in zip(shape, tile, strict=True)]
+    fit = [1 + f // t for f, t in zip(free, tile, strict=True)]
+    while math.prod(fit) > count:
+        fit[fit.index(max(fit))] -= 1
+    axes = [
+        [round(i * f / max(1, n - 1)) for i in range(n)]
+        for f, n in zip(free, fit, strict=True)
+    ]
+    return [(z, y, x) for z in axes[0] for y in axes[1] for x in axes[2]]

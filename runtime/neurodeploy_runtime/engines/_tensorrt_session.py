@@ -35,9 +35,9 @@ def process_log(trt: Any) -> Any:
                 del self.lines[:-4]
 
         def said(self) -> str:
-            text = " | ".join(dict.fromkeys(self.lines)) or "no reason given"
+            text = " | ".join(list(dict.fromkeys(self.lines))[:2])[:300]
             self.lines.clear()
-            return text
+            return text or "no reason given"
 
     return Log()
 
