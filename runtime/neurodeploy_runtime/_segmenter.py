@@ -154,12 +154,14 @@ class Segmenter:
         gathered: list[NDArray[np.uint8]] = []
 
         def emit(z: int, blend: BlendRing) -> None:
-            plane = np.empty(region.shape[1:], np.uint8)
-            quantise(kind, threshold, blend.plane_of(z), plane)  # type: ignore[arg-type]
-            gathered.append(plane)
-            if len(gathered) == planes or z + 1 == region.stop[0]:
-                finished.put((z + 1 - len(gathered), np.stack(gathered)))
-                gathered.clear()
+            at = (z - region.start[0]) % planes
+            if at == 0:
+                deep = min(planes, region.stop[0] - z)
+                gathered.append(np.empty((deep, *region.shape[1:]), np.uint8))
+            slab = gathered[-1]
+            quantise(kind, threshold, blend.plane_of(z), slab[at])  # type: ignore[arg-type]
+            if at + 1 == len(slab):
+                finished.put((z - at, gathered.pop()))
 
         (y0, y1), (x0, x1) = plan.layer(region).reads
         ring = PlaneRing(
