@@ -441,7 +441,7 @@ def _segments(
     series: tifffile.TiffPageSeries, page: PageLayout, where: str
 ) -> Segments:
     count = prod(page.grid) * page.samples
-    planes = prod(series.get_shape(squeeze=False)[:-2])
+    planes = len(series)
     files: dict[Path, int] = {}
     file, offsets, sizes, decoders = [], [], [], []
     for number, frame in enumerate(_pages(series)):
@@ -462,8 +462,9 @@ def _segments(
             )
         if not (len(frame.dataoffsets) == count == len(frame.databytecounts)):
             raise InputError(
-                f"{where} is damaged: plane {number} is in {count} pieces, and it lists "
-                f"{len(frame.dataoffsets)} places and {len(frame.databytecounts)} sizes"
+                f"{where} is damaged: plane {number} is in {count} pieces, and it "
+                f"lists {len(frame.dataoffsets)} places and "
+                f"{len(frame.databytecounts)} sizes"
             )
         more: dict[str, Any] = {}
         if page.compression in JPEG:

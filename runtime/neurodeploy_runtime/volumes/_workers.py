@@ -41,11 +41,11 @@ class Workers:
                     failed = True
                     raise
 
-        helpers = min(self._helpers, len(items) - 1)
-        if self._pool is None or helpers < 1:
+        pool, helpers = self._pool, min(self._helpers, len(items) - 1)
+        if pool is None or helpers < 1:
             work()
             return
-        futures = [self._pool.submit(work) for _ in range(helpers)]
+        futures = [pool.submit(work) for _ in range(helpers)]
         try:
             work()
         finally:
@@ -56,8 +56,9 @@ class Workers:
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
 
     def __enter__(self) -> Self:
         return self
