@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, Literal, get_args
 
 from neurodeploy._errors import ConfigError
@@ -72,10 +73,12 @@ class NetworkConfig:
                 f"{' or '.join(get_args(Activation))}"
             )
         for axis, tile, patch in zip("zyx", self.tile, self.patch, strict=True):
-            if tile % patch:
+            # The decoder halves the plane twice, and in volume mode the depth too.
+            step = patch if self.mode == "slice" and axis == "z" else lcm(patch, 4)
+            if tile % step:
                 raise ConfigError(
-                    f"tile {self.tile} is no multiple of patch {self.patch} on axis "
-                    f"{axis}: use {-(-tile // patch) * patch} there"
+                    f"tile {self.tile} with patch {self.patch} is no multiple of "
+                    f"{step} on axis {axis}: use {-(-tile // step) * step} there"
                 )
         if self.mode == "slice":
             if self.patch[0] != self.tile[0] or self.tile[0] % 2 == 0:
@@ -85,17 +88,10 @@ class NetworkConfig:
                     f"{self.tile[0]} and {self.patch[0]}: use one odd depth for both, "
                     "such as 5"
                 )
-        elif self.patch[0] % 4 or self.tile[0] % 4:
+        elif self.patch[0] % 4:
             raise ConfigError(
-                f"volume mode halves the depth twice, but tile {self.tile} and patch "
-                f"{self.patch} are not multiples of 4 on axis z: use such depths, or "
-                "slice mode"
-            )
-        # Patches of 14 are not: their tokens are resampled to a quarter.
-        if any(extent % 4 for extent in self.tile[1:]):
-            raise ConfigError(
-                f"tile {self.tile} is no multiple of 4 in y and x: the decoder halves "
-                "it twice"
+                f"volume mode halves the depth twice, but patch {self.patch} is no "
+                "multiple of 4 on axis z: use 4 or 8, or slice mode"
             )
         if self.width % self.heads:
             raise ConfigError(

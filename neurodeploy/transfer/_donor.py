@@ -1,0 +1,294 @@
+"""Where 2D weights come from, and what shape of network they belong to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurodeploy._errors import DonorError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: Every published ViT of these widths has heads of 64 channels.
+_WIDTHS_OF_64 = (192, 384, 768, 1024)
+
+
+@dataclass(frozen=True, eq=False)
+class Donor:
+    """A 2D Vision Transformer's parameters under timm's names.
+
+    Parameters
+    ----------
+    tensors
+        Every parameter; none is dropped before the transfer has seen it.
+    grid
+        Rows and columns of the position table.
+    mean, std
+        The statistics that the donor's images were normalised by, per channel.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    heads: int
+    grid: tuple[int, int]
+    norm_eps: float
+    activation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """The patch's extent in y and x."""
+        y, x = self.tensors["patch_embed.proj.weight"].shape[2:]
+        return y, x
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return int(self.tensors["patch_embed.proj.weight"].shape[0])
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return 1 + max(
+            (int(n.split(".")[1]) for n in self.tensors if n.startswith("blocks.")),
+            default=-1,
+        )
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class and register tokens."""
+        registers = self.tensors.get("reg_token")
+        return int("cls_token" in self.tensors) + (
+            0 if registers is None else int(registers.shape[1])
+        )
+
+    def encoder_fields(self) -> dict[str, Any]:
+        """The fields of a :class:`NetworkConfig` that this donor decides."""
+        names = self.tensors
+        fc1 = names["blocks.0.mlp.fc1.weight"]
+        registers = names.get("reg_token")
+        return {
+            "width": self.width,
+            "depth": self.depth,
+            "heads": self.heads,
+            "mlp_ratio": fc1.shape[0] / self.width,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in names,
+            "qk_norm": "blocks.0.attn.q_norm.weight" in names,
+            "class_token": "cls_token" in names,
+            "register_tokens": 0 if registers is None else int(registers.shape[1]),
+            "prefix_position": names["pos_embed"].shape[1] > math.prod(self.grid),
+            "pre_norm": "norm_pre.weight" in names,
+            "layer_scale": "blocks.0.ls1.gamma" in names,
+            "norm_eps": self.norm_eps,
+            "activation": self.activation,
+        }
+
+
+def load_donor(init: str, architecture: str = "") -> Donor:
+    """The donor that an ``--init`` names: ``timm:NAME``, or a file of weights.
+
+    A file is read as safetensors or as a state dict with `weights_only`; nothing in
+    it is executed. `architecture` is the timm model that a file's weights belong to,
+    which says what shapes do not: heads, activation, statistics.
+
+    Raises
+    ------
+    DonorError
+        Where the weights cannot be had or their architecture is not supported.
+    """
+    if init.startswith("timm:"):
+        name = init.removeprefix("timm:")
+        return donor_from_timm(_timm_model(name, pretrained=True), name)
+    path = Path(init)
+    tensors = read_tensors(path)
+    if architecture:
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        model = _timm_model(architecture, pretrained=False)
+        try:
+            model.load_state_dict(checkpoint_filter_fn(tensors, model), strict=True)
+        except (RuntimeError, KeyError, AttributeError) as error:
+            raise DonorError(
+                f"{path} does not hold the weights of timm's {architecture}: {error}"
+            ) from error
+        return donor_from_timm(model, path.name)
+    return donor_from_tensors(tensors, path.name)
+
+
+def _timm_model(name: str, *, pretrained: bool) -> Any:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        raise DonorError(
+            f"timm has no model {name}: its Vision Transformers are listed by "
+            f"timm.list_models('vit_*')" + (f"; near are {near}" if near else "")
+        )
+    # Built without weights first: an unsupported kind is refused before a download.
+    skeleton = timm.create_model(name, pretrained=False)
+    why_not = _why_not(skeleton)
+    if why_not:
+        raise DonorError(f"timm's {name} cannot be a donor: {why_not}")
+    if not pretrained:
+        return skeleton
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise DonorError(
+            f"the weights of timm's {name} could not be downloaded "
+            f"({type(error).__name__}): give a local file of them with --init FILE, "
+            "or train from scratch with --init scratch"
+        ) from error
+
+
+def _why_not(model: Any) -> str | None:
+    """Why a timm model cannot be a donor; None where it can."""
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    kind = type(model).__name__
+    if getattr(model, "rope", None) is not None or kind == "Eva":
+        return (
+            f"it is a {kind} with rotary position embeddings (EVA, DINOv3), which are "
+            "not supported; use one with a position table, such as "
+            "vit_base_patch16_224.dino"
+        )
+    if type(model) is not VisionTransformer:
+        return f"it is a {kind}, not a plain VisionTransformer"
+    if model.pos_embed is None:
+        return "it has no position table"
+    block = model.blocks[0]
+    if type(block) is not Block:
+        return f"its blocks are {type(block).__name__}, not the plain pre-norm Block"
+    if type(block.mlp) is not Mlp or not isinstance(
+        getattr(block.mlp, "norm", nn.Identity()), nn.Identity
+    ):
+        return f"its blocks' MLP is a {type(block.mlp).__name__}, not two dense layers"
+    if type(block.attn) is not Attention:
+        return f"its attention is {type(block.attn).__name__}"
+    if not isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity):
+        return "its attention has an inner norm"
+    if not isinstance(block.norm1, nn.LayerNorm):
+        return f"its norms are {type(block.norm1).__name__}, not LayerNorm"
+    return None
+
+
+def donor_from_timm(model: Any, name: str) -> Donor:
+    """The donor that a timm model in memory is."""
+    why_not = _why_not(model)
+    if why_not:
+        raise DonorError(f"timm's {name} cannot be a donor: {why_not}")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    block = model.blocks[0]
+    activation = type(block.mlp.act).__name__
+    names = {"GELU": "gelu", "QuickGELU": "quick_gelu"}
+    if activation not in names:
+        raise DonorError(
+            f"timm's {name} cannot be a donor: its activation is {activation}, not "
+            "GELU or QuickGELU"
+        )
+    return Donor(
+        name=name,
+        tensors={k: v.detach().clone() for k, v in model.state_dict().items()},
+        heads=int(block.attn.num_heads),
+        grid=tuple(model.patch_embed.grid_size),
+        norm_eps=float(block.norm1.eps),
+        activation=names[activation],
+        mean=tuple(config.get("mean", IMAGENET_MEAN)),
+        std=tuple(config.get("std", IMAGENET_STD)),
+    )
+
+
+def donor_from_tensors(tensors: dict[str, Tensor], name: str) -> Donor:
+    """The donor that a state dict with timm's (and DINO's and MAE's) names is.
+
+    Its statistics are taken to be ImageNet's, its activation GELU, and its heads 64
+    channels wide, which holds for every published ViT of width 192, 384, 768 and
+    1024.
+    """
+    for needed in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"):
+        if needed not in tensors:
+            raise DonorError(
+                f"{name} has no {needed}: it is not a Vision Transformer with timm's "
+                f"names and a position table (it begins with {sorted(tensors)[:3]})"
+            )
+    kernel, table = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
+    width = int(kernel.shape[0])
+    if width not in _WIDTHS_OF_64 or "norm_pre.weight" in tensors:
+        raise DonorError(
+            f"{name} does not tell its heads or activation: name the timm model that "
+            "it belongs to with donor_architecture"
+        )
+    prefix = 0
+    if "cls_token" in tensors:
+        prefix = 1
+    if "register_tokens" in tensors or "reg_token" in tensors:
+        raise DonorError(
+            f"{name} has register tokens, whose order its names do not tell: name the "
+            "timm model that it belongs to with donor_architecture"
+        )
+    rows = int(table.shape[1])
+    side = math.isqrt(rows - prefix)
+    if side * side + prefix != rows:
+        side = math.isqrt(rows)
+        if side * side != rows:
+            raise DonorError(
+                f"{name} has a position table of {rows} rows, which is no square grid"
+            )
+    return Donor(
+        name=name,
+        tensors=tensors,
+        heads=width // 64,
+        grid=(side, side),
+        norm_eps=1e-6,
+        activation="gelu",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without executing anything that is in it.
+
+    Wrappers that training code leaves (`state_dict`, `model`, `teacher`; `module.`
+    and `backbone.` before every name) are taken off.
+    """
+    if not path.is_file():
+        raise DonorError(
+            f"{path} is no file of weights: use scratch, timm:NAME, or a file"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DonorError(f"{path} is not whole safetensors: {error}") from error
+    import pickle
+
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise DonorError(
+            f"{path} is no state dict that loads without executing code: convert it "
+            f"to safetensors ({str(error).splitlines()[0]})"
+        ) from error
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+    if not isinstance(values, dict):
+        raise DonorError(f"{path} holds a {type(values).__name__}, not a state dict")
+    tensors = {str(k): v for k, v in values.items() if isinstance(v, Tensor)}
+    for prefix in ("module.", "backbone."):
+        if any(k.startswith(prefix) for k in tensors):
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return tensors

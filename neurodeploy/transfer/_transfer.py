@@ -1,0 +1,180 @@
+"""From a donor to an encoder: one rule for every parameter."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from neurodeploy._errors import DonorError
+from neurodeploy.networks import NetworkConfig
+from neurodeploy.networks._encoder import Encoder
+from neurodeploy.transfer._donor import Donor
+from neurodeploy.transfer._surgery import (
+    Inflation,
+    fold_colour,
+    inflate,
+    resample_positions,
+)
+
+Rule = Literal["copied", "inflated", "interpolated", "new", "left out"]
+
+#: Normalised voxels that a donor of photographs sees as black and as white: the
+#: asinh of two noises below the background, and of some 200 above it.
+GRAY_RANGE = (-1.5, 6.0)
+
+_COPIED = re.compile(
+    r"cls_token|reg_token|(norm|norm_pre)\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.(weight|bias)"
+    r"|blocks\.\d+\.ls[12]\.gamma"
+)
+
+#: What belongs to the donor's own task.
+_LEFT_OUT = {
+    re.compile(r"(head|fc_norm|head_drop|attn_pool|last_layer)\..*"): "its classifier",
+    re.compile(r"(decoder_.*|mask_token)"): "its pre-training",
+    re.compile(r"(dino_head|ibot_head|student|projector)\..*"): "its pre-training",
+}
+
+
+@dataclass(frozen=True)
+class TransferRow:
+    """What became of one parameter, of the donor or of the encoder."""
+
+    parameter: str
+    rule: Rule
+    shape: tuple[int, ...]
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def config_for(donor: Donor, config: NetworkConfig) -> NetworkConfig:
+    """The configuration with the encoder that a donor's weights fit into.
+
+    Mode, tile, patch depth and decoder stay; a shallower encoder than the donor's is
+    kept where its width is the donor's already. Taps are moved to the same shares of
+    the depth.
+    """
+    fields = donor.encoder_fields()
+    if config.width == donor.width and config.depth < donor.depth:
+        fields["depth"] = config.depth
+    taps = tuple(
+        max(1, round(tap * fields["depth"] / config.depth)) for tap in config.taps
+    )
+    return replace(config, **fields, patch=(config.patch[0], *donor.patch), taps=taps)
+
+
+def transfer(
+    donor: Donor,
+    encoder: Encoder,
+    how: Inflation = "center",
+    gray_range: tuple[float, float] = GRAY_RANGE,
+) -> list[TransferRow]:
+    """Put a donor's weights into an encoder; what became of each parameter.
+
+    Every parameter of the donor has one rule, and every parameter of the encoder is
+    given by one; the encoder is changed only once all of them hold.
+
+    Raises
+    ------
+    DonorError
+        Where a parameter has no rule or does not fit; it is named.
+    """
+    config = encoder.config
+    own = encoder.state_dict()
+    given: dict[str, Tensor] = {}
+    rows: list[TransferRow] = []
+
+    def give(name: str, tensor: Tensor, rule: Rule, note: str = "") -> None:
+        if name not in own:
+            raise DonorError(
+                f"{donor.name}: {name} has no place in this encoder: build it with "
+                "the fields of the donor (config_for)"
+            )
+        if own[name].shape != tensor.shape:
+            raise DonorError(
+                f"{donor.name}: {name} is {tuple(tensor.shape)} and the encoder's "
+                f"{tuple(own[name].shape)}: build it with the fields of the donor "
+                "(config_for)"
+            )
+        given[name] = tensor
+        rows.append(TransferRow(name, rule, tuple(tensor.shape), note))
+
+    for name, tensor in donor.tensors.items():
+        left_out = next((w for p, w in _LEFT_OUT.items() if p.fullmatch(name)), None)
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if name == "patch_embed.proj.weight":
+            kernel, bias = fold_colour(
+                tensor,
+                donor.tensors.get("patch_embed.proj.bias"),
+                donor.mean,
+                donor.std,
+                gray_range,
+            )
+            note = f"{how}, colour folded, gray {gray_range[0]} to {gray_range[1]}"
+            give(
+                "patch_embed.weight",
+                inflate(kernel, config.patch[0], how),
+                "inflated",
+                note,
+            )
+            give("patch_embed.bias", bias, "inflated", "colour folded")
+        elif name == "patch_embed.proj.bias":
+            continue  # with its kernel
+        elif name == "pos_embed":
+            table, rule, note = _positions(donor, config)
+            give(name, table, rule, note)
+        elif left_out:
+            rows.append(TransferRow(name, "left out", tuple(tensor.shape), left_out))
+        elif block and int(block.group(1)) >= config.depth:
+            note = f"the encoder has {config.depth} blocks"
+            rows.append(TransferRow(name, "left out", tuple(tensor.shape), note))
+        elif _COPIED.fullmatch(name):
+            give(name, tensor, "copied")
+        else:
+            raise DonorError(
+                f"{donor.name}: there is no rule for its parameter {name} "
+                f"{tuple(tensor.shape)}: this kind of donor is not supported"
+            )
+    for name in own:
+        if name in given:
+            continue
+        why = _new(name, donor)
+        if why is None:
+            raise DonorError(
+                f"{donor.name} has nothing for the encoder's {name}: build it with "
+                "the fields of the donor (config_for)"
+            )
+        rows.append(TransferRow(name, "new", tuple(own[name].shape), why))
+    with torch.no_grad():
+        for name, tensor in given.items():
+            own[name].copy_(tensor)
+    return rows
+
+
+def _positions(donor: Donor, config: NetworkConfig) -> tuple[Tensor, Rule, str]:
+    """The donor's table on the encoder's grid; prefix rows stay first."""
+    table = donor.tensors["pos_embed"]
+    prefix = int(table.shape[1]) - math.prod(donor.grid)
+    grid = config.grid[1:]
+    moved = resample_positions(table[:, prefix:], donor.grid, grid)
+    if grid == donor.grid:
+        return table, "copied", ""
+    note = f"bicubic, {donor.grid[0]}×{donor.grid[1]} to {grid[0]}×{grid[1]}"
+    return torch.cat([table[:, :prefix], moved], dim=1), "interpolated", note
+
+
+def _new(name: str, donor: Donor) -> str | None:
+    """Why a parameter of the encoder is new; None where it should not be."""
+    if name == "depth_embed":
+        return "depth, zero at the start"
+    if name.startswith("norm.") and "norm.weight" not in donor.tensors:
+        return "the donor has no final norm"
+    return None

@@ -1,0 +1,274 @@
+"""What a 2D donor knows, its 3D encoder knows: to 1e-5, for every kind of donor."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from timm.layers import QuickGELU
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from neurodeploy._errors import DonorError
+from neurodeploy.networks import Network, NetworkConfig
+from neurodeploy.transfer import (
+    Donor,
+    config_for,
+    donor_from_timm,
+    fold_colour,
+    inflate,
+    load_donor,
+    resample_positions,
+    transfer,
+)
+
+DEPTH = 5
+
+
+def vit(**changes: object) -> VisionTransformer:
+    options: dict[str, object] = {
+        "img_size": 32,
+        "patch_size": 16,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 3,
+        "num_classes": 0,
+        **changes,
+    }
+    torch.manual_seed(1)
+    model = VisionTransformer(**options).eval()
+    # Weights of any size, so that no term can hide behind a zero.
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+#: Cut-down models with the features of each family's timm configuration.
+KINDS: dict[str, Callable[[], VisionTransformer]] = {
+    "supervised, patch 16": lambda: vit(num_classes=7),
+    "DINO, patch 8": lambda: vit(patch_size=8),
+    "DINOv2 with registers, patch 14": lambda: vit(
+        patch_size=14, img_size=56, init_values=1e-5, reg_tokens=4, no_embed_class=True
+    ),
+    "MAE, averaged, no final norm": lambda: vit(
+        global_pool="avg", fc_norm=True, num_classes=3
+    ),
+    "CLIP, pre-norm, quick GELU": lambda: vit(
+        pre_norm=True, act_layer=QuickGELU, norm_layer=_norm_of_clip
+    ),
+    "DeiT-3, patch 16": lambda: vit(no_embed_class=True, init_values=1e-6),
+    "query and key norms, no class token": lambda: vit(
+        qk_norm=True,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        qkv_bias=False,
+    ),
+}
+
+
+def _norm_of_clip(width: int, **_: object) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-5)
+
+
+def build(
+    model: VisionTransformer, how: str = "center", **changes: object
+) -> tuple[Network, Donor]:
+    donor = donor_from_timm(model, "donor")
+    side = model.patch_embed.img_size[0]
+    config = NetworkConfig(
+        mode="slice",
+        tile=(DEPTH, side, side),
+        patch=(DEPTH, *donor.patch),
+        width=48,
+        heads=3,
+        depth=2,
+        taps=(2,),
+    )
+    config = dataclasses.replace(config_for(donor, config), **changes)
+    network = Network(config).eval()
+    transfer(donor, network.encoder, how, gray_range=(0.0, 1.0))
+    return network, donor
+
+
+def as_the_donor_sees(gray: Tensor, donor: Donor) -> Tensor:
+    """(B, H, W) gray in [0, 1] as normalised RGB."""
+    mean = torch.tensor(donor.mean)[:, None, None]
+    std = torch.tensor(donor.std)[:, None, None]
+    return (gray[:, None].repeat(1, 3, 1, 1) - mean) / std
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_center_gives_any_stack_the_tokens_of_its_middle_slice(kind: str) -> None:
+    model = KINDS[kind]()
+    network, donor = build(model)
+    stack = torch.rand(2, 1, *network.config.tile)
+    with torch.no_grad():
+        ours = network.encoder(stack)[-1]
+        theirs = model.forward_features(
+            as_the_donor_sees(stack[:, 0, DEPTH // 2], donor)
+        )
+        if isinstance(model.norm, nn.Identity):
+            theirs = network.encoder.norm(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_average_gives_a_constant_stack_the_tokens_of_its_image(kind: str) -> None:
+    model = KINDS[kind]()
+    network, donor = build(model, "average")
+    image = torch.rand(2, *network.config.tile[1:])
+    stack = image[:, None, None].repeat(1, 1, DEPTH, 1, 1)
+    with torch.no_grad():
+        ours = network.encoder(stack)[-1]
+        theirs = model.forward_features(as_the_donor_sees(image, donor))
+        if isinstance(model.norm, nn.Identity):
+            theirs = network.encoder.norm(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_the_zero_slices_of_center() -> None:
+    network, _ = build(vit())
+    network.encoder(torch.rand(1, 1, *network.config.tile))[-1].sum().backward()
+    gradient = network.encoder.patch_embed.weight.grad
+    assert gradient is not None
+    assert all(gradient[:, :, z].abs().max() > 0 for z in range(DEPTH))
+
+
+def test_folded_kernel_answers_gray_as_the_donor_answers_rgb() -> None:
+    kernel, bias = torch.randn(8, 3, 4, 4), torch.randn(8)
+    mean, std = (0.48, 0.45, 0.40), (0.22, 0.21, 0.27)
+    gray = torch.rand(5, 4, 4)
+    rgb = (gray[:, None] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
+    theirs = torch.einsum("bcyx,ecyx->be", rgb, kernel) + bias
+    folded, offset = fold_colour(kernel, bias, mean, std)
+    ours = torch.einsum("byx,eyx->be", gray, folded) + offset
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    folded, offset = fold_colour(kernel, bias, mean, std, gray_range=(-2.0, 6.0))
+    ours = torch.einsum("byx,eyx->be", gray * 8 - 2, folded) + offset
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 5])
+def test_inflation_keeps_the_kernel(depth: int) -> None:
+    kernel = torch.randn(3, 4, 4)
+    for how in ("center", "average"):
+        whole = inflate(kernel, depth, how).sum(dim=2)[:, 0]
+        torch.testing.assert_close(whole, kernel)
+
+
+def test_positions_keep_their_grid_and_follow_timm_to_another() -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    table = torch.randn(1, 12, 5)
+    assert torch.equal(resample_positions(table, (3, 4), (3, 4)), table)
+    theirs = resample_abs_pos_embed(table, (6, 8), (3, 4), num_prefix_tokens=0)
+    torch.testing.assert_close(resample_positions(table, (3, 4), (6, 8)), theirs)
+
+
+def test_class_and_register_rows_stay_first_on_another_grid() -> None:
+    model = vit(reg_tokens=2)
+    network, donor = build(model, tile=(DEPTH, 64, 64))
+    assert network.encoder.pos_embed.shape[1] == 3 + 16
+    assert torch.equal(
+        network.encoder.pos_embed[:, :3], donor.tensors["pos_embed"][:, :3]
+    )
+    assert torch.equal(network.encoder.cls_token, donor.tensors["cls_token"])
+    assert torch.equal(network.encoder.reg_token, donor.tensors["reg_token"])
+
+
+def test_in_volume_mode_every_layer_of_tokens_starts_as_its_middle_slice() -> None:
+    model = vit()
+    donor = donor_from_timm(model, "donor")
+    config = config_for(
+        donor, NetworkConfig(tile=(8, 32, 32), patch=(4, 16, 16), width=48, heads=3)
+    )
+    network = Network(config).eval()
+    transfer(donor, network.encoder, gray_range=(0.0, 1.0))
+    stack = torch.rand(1, 1, 8, 32, 32)
+    with torch.no_grad():
+        ours = network.encoder.embed(stack)[:, 1:].reshape(2, 4, 48)
+        for layer in range(2):
+            image = as_the_donor_sees(stack[:, 0, 4 * layer + 2], donor)
+            theirs = model._pos_embed(model.patch_embed(image))[0, 1:]
+            torch.testing.assert_close(ours[layer], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_of_donor_and_encoder_has_one_row() -> None:
+    model = vit(num_classes=7)
+    donor = donor_from_timm(model, "donor")
+    network, _ = build(model)
+    rows = transfer(donor, network.encoder)
+    names = [row.parameter.replace("patch_embed.proj", "patch_embed") for row in rows]
+    expected = {n.replace("patch_embed.proj", "patch_embed") for n in donor.tensors}
+    expected |= set(network.encoder.state_dict())
+    assert sorted(names) == sorted(expected)
+    rules = {row.parameter: row.rule for row in rows}
+    assert rules["head.weight"] == "left out"
+    assert rules["depth_embed"] == "new"
+    assert rules["patch_embed.weight"] == "inflated"
+    assert rules["blocks.1.attn.qkv.weight"] == "copied"
+
+
+def test_a_parameter_without_a_rule_is_named() -> None:
+    donor = donor_from_timm(vit(), "donor")
+    network, _ = build(vit())
+    odd = dataclasses.replace(
+        donor, tensors={**donor.tensors, "blocks.0.adapter.weight": torch.zeros(1)}
+    )
+    with pytest.raises(DonorError, match=r"no rule for .*blocks\.0\.adapter\.weight"):
+        transfer(odd, network.encoder)
+
+
+def test_a_parameter_that_is_missing_is_named_and_nothing_is_changed() -> None:
+    donor = donor_from_timm(vit(), "donor")
+    network = Network(build(vit())[0].config)
+    before = {k: v.clone() for k, v in network.encoder.state_dict().items()}
+    poor = dict(donor.tensors)
+    del poor["blocks.1.mlp.fc2.bias"]
+    with pytest.raises(DonorError, match=r"nothing for .*blocks\.1\.mlp\.fc2\.bias"):
+        transfer(dataclasses.replace(donor, tensors=poor), network.encoder)
+    after = network.encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "resnet18"]
+)
+def test_rotary_and_other_kinds_are_refused_by_name(name: str) -> None:
+    with pytest.raises(DonorError, match=name):
+        load_donor(f"timm:{name}")
+
+
+def test_a_name_that_timm_does_not_know_is_refused() -> None:
+    with pytest.raises(DonorError, match="no model vit_enormous_patch3"):
+        load_donor("timm:vit_enormous_patch3")
+
+
+def test_a_local_file_gives_what_the_model_has(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    model = vit(embed_dim=192)
+    state = model.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(
+        {"teacher": {f"backbone.{k}": v for k, v in state.items()}}, tmp_path / "w.pth"
+    )
+    for file in ("w.safetensors", "w.pth"):
+        donor = load_donor(str(tmp_path / file))
+        assert (donor.heads, donor.grid, donor.patch) == (3, (2, 2), (16, 16))
+        assert all(torch.equal(donor.tensors[k], v) for k, v in state.items())
+
+
+class _Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_executes_code_is_refused(tmp_path, capsys) -> None:
+    torch.save({"state_dict": _Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(DonorError, match="without executing code"):
+        load_donor(str(tmp_path / "evil.pth"))
+    assert "executed" not in capsys.readouterr().out
