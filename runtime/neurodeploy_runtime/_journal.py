@@ -144,46 +144,16 @@ class Journal:
 
     def lock(self) -> None:
         """Take this worker's place; ResumeError where another process has it."""
-        mine = {"host": socket.gethostname(), "pid": os.getpid()}
-        for _ in range(2):
-            try:
-                handle = os.open(
-                    self._lock_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644
-                )
-            except FileExistsError:
-                self._break_stale()
-                continue
-            except OSError as error:
-                raise OutputError(f"cannot write to {self.folder}: {error}") from None
-            with os.fdopen(handle, "w") as out:
-                json.dump(mine, out)
-            self._beat = threading.Thread(
-                target=self._keep_alive, name="heartbeat", daemon=True
-            )
-            self._beat.start()
-            return
-        raise ResumeError(
-            f"another process took {self._lock_path} at this moment: run again"
-        )
-
-    def _break_stale(self) -> None:
-        try:
-            holder = json.loads(self._lock_path.read_text() or "{}")
-            age = time.time() - self._lock_path.stat().st_mtime
-        except FileNotFoundError:
-            return
-        except ValueError:
-            holder, age = {}, LEASE_S + 1
-        host, pid = holder.get("host"), holder.get("pid")
-        here = host == socket.gethostname()
-        alive = _is_alive(pid) if here and isinstance(pid, int) else age < LEASE_S
-        if alive:
+        holder = _take(self._lock_path)
+        if holder is not None:
             raise ResumeError(
-                f"process {pid} on {host} is working on this output as worker "
-                f"{self._worker} (seen {age:.0f} s ago): wait for it, stop it, or take "
-                "another share with --worker I/N"
+                f"{holder} is working on this output as worker {self._worker}: wait "
+                "for it, stop it, or take another share with --worker I/N"
             )
-        self._lock_path.unlink(missing_ok=True)
+        self._beat = threading.Thread(
+            target=self._keep_alive, name="heartbeat", daemon=True
+        )
+        self._beat.start()
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -194,14 +164,7 @@ class Journal:
 
     def claim_finish(self) -> bool:
         """Whether this worker is the one that gives the output its final name."""
-        try:
-            handle = os.open(self.folder / "finish.lock", os.O_CREAT | os.O_EXCL)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            return False
-        os.close(handle)
-        return True
+        return self.folder.is_dir() and _take(self.folder / "finish.lock") is None
 
     def close(self) -> None:
         """Give the worker's place back; may be called twice."""
@@ -213,6 +176,51 @@ class Journal:
             self._beat.join()
             self._beat = None
             self._lock_path.unlink(missing_ok=True)
+
+
+def _take(path: Path) -> str | None:
+    """Make a lock file that names this process; None, or who has it.
+
+    A lock of a process of this host that is dead, or of another host whose heartbeat
+    has stopped, is taken over.
+    """
+    mine = {"host": socket.gethostname(), "pid": os.getpid()}
+    holder = "another process, at this very moment,"
+    for _ in range(3):
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            alive = _holder(path)
+            if alive is not None:
+                return alive
+            path.unlink(missing_ok=True)
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot write to {path.parent}: {error}") from None
+        with os.fdopen(handle, "w") as out:
+            json.dump(mine, out)
+        return None
+    return holder
+
+
+def _holder(path: Path) -> str | None:
+    """Who holds a lock and lives; None where nobody does."""
+    try:
+        age = time.time() - path.stat().st_mtime
+        values = json.loads(path.read_text() or "{}")
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        values = {}
+    host, pid = values.get("host"), values.get("pid")
+    if not isinstance(pid, int):
+        # Killed between making the file and writing it, or being written just now.
+        return None if age > 2 else "a process that is just starting"
+    if host == socket.gethostname():
+        return f"process {pid} on this machine" if _is_alive(pid) else None
+    if age > LEASE_S:
+        return None
+    return f"process {pid} on {host} (seen {age:.0f} s ago)"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -58,6 +58,8 @@ class MemoryPlan:
     regions: tuple[Box, ...]
     peak_bytes: int
     redundancy: float
+    #: Planes are decoded into a scratch file first, because regions cut them.
+    scratch: bool = False
 
 
 def ring_depth(plan: TilePlan, region: Box) -> int:

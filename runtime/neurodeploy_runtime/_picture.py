@@ -32,18 +32,18 @@ def draw_picture(image: Projections, result: Projections, z_scale: float) -> byt
             name, (1.0, z_scale)
         )
         gray = _resize(_stretch(grays), scale)
-        share = _resize(mask.astype(np.float32) / 255, scale)[..., None]
-        base = np.repeat(gray[..., None], 3, axis=2)
-        laid = base * (1 - 0.75 * share) + OVERLAY * (0.75 * share)
-        panels.append((base, laid))
-    width = max(base.shape[1] for base, _ in panels)
-    height = sum(base.shape[0] for base, _ in panels) + GAP * (len(panels) + 1)
+        panels.append((gray, _resize(mask, scale)))
+    width = max(gray.shape[1] for gray, _ in panels)
+    height = sum(gray.shape[0] for gray, _ in panels) + GAP * (len(panels) + 1)
     paper = np.full((height, 2 * width + 3 * GAP, 3), PAPER, np.uint8)
     y = GAP
-    for base, laid in panels:
-        h, w = base.shape[:2]
-        paper[y : y + h, GAP : GAP + w] = np.rint(base)
-        paper[y : y + h, 2 * GAP + width : 2 * GAP + width + w] = np.rint(laid)
+    for gray, mask in panels:
+        h, w = gray.shape
+        paper[y : y + h, GAP : GAP + w] = gray[..., None]
+        share = mask.astype(np.float32) * np.float32(0.75 / 255)
+        for channel, colour in enumerate(OVERLAY):
+            laid = gray + (colour - gray) * share
+            paper[y : y + h, 2 * GAP + width : 2 * GAP + width + w, channel] = laid
         y += h + GAP
     return encode_png(paper)
 
@@ -55,24 +55,28 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=6))
 
 
-def _stretch(values: NDArray[Any]) -> NDArray[np.float32]:
+def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Grays 0 to 255 between the 1st percentile and the 99.8th, on a soft scale.
 
     The square root lets thin, dim neurites be seen beside bright cell bodies.
     """
     grays = values.astype(np.float32)
-    grays = np.where(np.isfinite(grays), grays, 0)
+    grays[~np.isfinite(grays)] = 0
     low, high = np.percentile(grays, [1, 99.8])
-    unit = np.clip((grays - low) / max(float(high - low), 1e-6), 0, 1)
-    soft: NDArray[np.float32] = np.sqrt(unit).astype(np.float32) * np.float32(255)
-    return soft
+    grays -= np.float32(low)
+    grays /= np.float32(max(float(high - low), 1e-6))
+    np.clip(grays, 0, 1, out=grays)
+    np.sqrt(grays, out=grays)
+    grays *= np.float32(255)
+    return grays.astype(np.uint8)
 
 
-def _resize(pixels: NDArray[np.float32], scale: tuple[float, float]) -> Any:
+def _resize(pixels: NDArray[np.uint8], scale: tuple[float, float]) -> NDArray[np.uint8]:
     if scale == (1.0, 1.0):
         return pixels
     rows, columns = (
         np.minimum((np.arange(max(1, round(n * s))) / s).astype(np.intp), n - 1)
         for n, s in zip(pixels.shape, scale, strict=True)
     )
-    return pixels[rows][:, columns]
+    resized: NDArray[np.uint8] = pixels[rows][:, columns]
+    return resized

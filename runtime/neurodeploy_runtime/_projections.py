@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from neurodeploy_runtime._geometry import Box
 
 #: The longest side of a projection; larger volumes are pooled by their maximum.
-LONGEST = 1024
+LONGEST = 768
 
 
 class Projections:

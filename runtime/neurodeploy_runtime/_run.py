@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
     InputError,
     OutputError,
+    ResumeError,
     RunError,
     SettingsError,
 )
@@ -59,10 +63,14 @@ from neurodeploy_runtime.volumes import (
     required_bytes,
     sink_kind,
 )
+from neurodeploy_runtime.volumes._scratch import ScratchSource
 
 #: Recorded units that are read again when a run continues: all up to this many bytes,
 #: beyond that the last ones of each region.
 VERIFY_BYTES = 4_000_000_000
+
+#: Chunks that would be decoded this often, on average, go through a scratch file.
+TWICE = 1.5
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ class SegmentRun:
             self._check_disk()
             self._journal.begin(plan)
         else:
-            self._journal.check(plan)
+            fresh = self._go_on(plan)
         try:
             self._journal.lock()
             outputs = self._open_outputs()
@@ -206,12 +214,7 @@ class SegmentRun:
         folder = self._paths.output.parent
         if not folder.is_dir():
             raise OutputError(f"the folder {folder} does not exist: make it first")
-        if self._overwrite:
-            if self._journal.exists:
-                self._journal.lock()
-                self._journal.close()
-                shutil.rmtree(self._paths.work)
-        else:
+        if not self._overwrite and not self._journal.exists:
             for _, path in self._paths.outputs:
                 if path.exists():
                     raise OutputError(
@@ -223,18 +226,24 @@ class SegmentRun:
             if source.exists() and path.exists() and path.samefile(source):
                 raise OutputError(f"{path} is the input: it is never overwritten")
 
+    def _go_on(self, plan: dict[str, Any]) -> bool:
+        """Go on with what lies here, or start again where that is allowed."""
+        try:
+            self._journal.check(plan)
+        except ResumeError:
+            if not self._overwrite:
+                raise
+            self._journal.lock()
+            self._journal.close()
+            shutil.rmtree(self._paths.work)
+            self._check_disk()
+            self._journal.begin(plan)
+            return True
+        return False
+
     def _normalise(self) -> Normalisation:
         if self._settings.normalisation is not None:
             return self._settings.normalisation
-        if self._journal.exists:
-            values = self._journal.read_plan()
-            self._warnings += [str(w) for w in values.get("warnings", [])]
-            try:
-                return Normalisation(**values["normalisation"])
-            except (KeyError, TypeError):
-                raise OutputError(
-                    f"{self._paths.work} holds no whole plan: remove it to start again"
-                ) from None
         histogram: Histogram = survey(self._source)
         normalisation = histogram.freeze(self._bundle.spec.normalisation)
         self._warnings += out_of_range(self._bundle.spec, normalisation, histogram)
@@ -284,7 +293,19 @@ class SegmentRun:
             slots=2 * len(self._engines) + 2,
             batch=self._engines[0].batch,
         )
-        return choose_regions(self._plan, self._roi, footprint, cap)
+        memory = choose_regions(self._plan, self._roi, footprint, cap)
+        if len(memory.regions) == 1 or not self._source.compressed:
+            return memory
+        # Cutting planes that are decoded as a whole needs a scratch file, and copying
+        # into it a buffer of its own.
+        depth = self._source.shape[0]
+        if self._source.amplification((depth, *memory.regions[0].shape[1:])) < TWICE:
+            return memory
+        plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
+        buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
+        footprint = replace(footprint, base_bytes=footprint.base_bytes + buffer)
+        memory = choose_regions(self._plan, self._roi, footprint, cap)
+        return replace(memory, scratch=True)
 
     def _grain(self) -> Shape:
         """The unit of this output: the format's own for such a volume."""
@@ -326,7 +347,14 @@ class SegmentRun:
         return outputs
 
     def _working(self, kind: PlaneKind, path: Path) -> Path:
-        return self._paths.work / f"{kind}{path.suffix}"
+        """Where an output is while it is written.
+
+        A run killed while it gave final names may have given this one: then it is
+        there already.
+        """
+        working = self._paths.work / f"{kind}{path.suffix}"
+        named = (self._paths.work / "naming").exists()
+        return path if named and path.exists() and not working.exists() else working
 
     def _verified(self, outputs: Sequence[Output]) -> frozenset[Shape]:
         """The units that need not be done again: recorded, present and readable."""
@@ -394,9 +422,20 @@ class SegmentRun:
             )
         self._stream_start = time.perf_counter()
         self._tell()
-        for region in self._shares(memory.regions, grain):
-            for part in self._undone(region, grain, done):
-                self._stream(part, outputs, normalisation, done)
+        shares = self._shares(memory.regions, grain)
+        for chapter in self._chapters(memory, grain):
+            parts = [
+                part
+                for share in shares
+                for part in self._undone(share.intersect(chapter), grain, done)
+            ]
+            if parts:
+                with self._readable(memory, parts) as source:
+                    for part in parts:
+                        self._stream(source, part, outputs, normalisation, done)
+                        # Stages hold each other through their callbacks: without this
+                        # their buffers would live on beside those of the next region.
+                        gc.collect()
         self._stream_s = time.perf_counter() - self._stream_start
 
     def _undone(self, region: Box, grain: Shape, done: frozenset[Shape]) -> list[Box]:
@@ -418,8 +457,42 @@ class SegmentRun:
             for a, b in parts
         ]
 
+    def _chapters(self, memory: MemoryPlan, grain: Shape) -> list[Box]:
+        """Ranges of planes that are segmented one after the other.
+
+        One, but where planes that are compressed as a whole have to be cut: they go
+        through a scratch file, decoded once, and the disk may not hold all of them.
+        """
+        if not memory.scratch:
+            return [self._roi]
+        plane = self._source.shape[1] * self._source.shape[2]
+        plane *= self._source.dtype.itemsize
+        free = shutil.disk_usage(self._paths.work).free * 4 // 5
+        planes = free // plane - 2 * self._plan.tile[0]
+        height = max(grain[0], planes // grain[0] * grain[0])
+        (z0, y0, x0), (z1, y1, x1) = self._roi.start, self._roi.stop
+        return [
+            Box((z, y0, x0), (min(z + height, z1), y1, x1))
+            for z in range(z0, z1, height)
+        ]
+
+    def _readable(
+        self, memory: MemoryPlan, parts: Sequence[Box]
+    ) -> AbstractContextManager[Source]:
+        """Where the planes of these regions are read from."""
+        if not memory.scratch:
+            return nullcontext(self._source)
+        axis, depth = self._plan.axes[0], self._source.shape[0]
+        first = min(part.start[0] for part in parts)
+        last = max(part.stop[0] for part in parts)
+        layers = axis.meeting(first, last, depth)
+        planes = axis.reads(layers[0], depth)[0], axis.reads(layers[-1], depth)[1]
+        with self._clock.stage("scratch"):
+            return ScratchSource(self._source, self._paths.work, planes)
+
     def _stream(
         self,
+        source: Source,
         region: Box,
         outputs: Sequence[Output],
         normalisation: Normalisation,
@@ -465,7 +538,7 @@ class SegmentRun:
             stream.stop(error)
 
         reader = PlaneReader(
-            self._source,
+            source,
             self._plan,
             region,
             ring,
@@ -478,6 +551,9 @@ class SegmentRun:
         try:
             stream.run(self._cancel)
             outlet.finish()
+            if outlet.error is not None:
+                raise outlet.error
+            self._tiles_run += stream.tiles_run
         except BaseException as error:
             outlet.abort(error)
             raise
@@ -486,9 +562,6 @@ class SegmentRun:
             reader.join()
             outlet.join()
             self._save_pictures()
-        if outlet.error is not None:
-            raise outlet.error
-        self._tiles_run += stream.tiles_run
 
     def _written(self, unit: Box, foreground: int) -> None:
         with self._lock:
@@ -612,10 +685,13 @@ class SegmentRun:
         if self._skip is not None:
             _save_skip_map(self._paths, self._skip)
         self._close(outputs)
+        (self._paths.work / "naming").touch()
         for kind, path in self._paths.outputs:
-            if path.is_dir():
-                shutil.rmtree(path)
-            self._working(kind, path).replace(path)
+            working = self._working(kind, path)
+            if working != path:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                working.replace(path)
         shutil.rmtree(self._paths.work, ignore_errors=True)
         return report
 

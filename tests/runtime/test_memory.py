@@ -1,0 +1,178 @@
+"""The memory cap: what it makes of a volume, and that it holds."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Axis,
+    Box,
+    Bundle,
+    MemoryCapError,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    TilePlan,
+    open_volume,
+)
+from neurodeploy_runtime import _run as run_module
+from neurodeploy_runtime._memory import Footprint, choose_regions
+
+MakeBundle = Callable[..., Bundle]
+WANTED = SegmentSettings(
+    output_kind="probability", normalisation=Normalisation("unit", 0, 255)
+)
+PLAN = TilePlan((500, 2000, 3000), (Axis(32, 0, 8), Axis(64, 0, 16), Axis(64, 0, 16)))
+
+
+def footprint(base: int = 100_000_000) -> Footprint:
+    return Footprint(base, 2, (64, 128, 3000), PLAN.shape, 1, 4, 1)
+
+
+@given(st.integers(200_000_000, 4_000_000_000))
+def test_regions_cover_the_roi_once_and_stay_under_the_cap(cap: int) -> None:
+    roi = Box((3, 5, 7), (403, 1805, 2907))
+    try:
+        plan = choose_regions(PLAN, roi, footprint(), cap)
+    except MemoryCapError:
+        assert cap < 400_000_000
+        return
+    assert plan.peak_bytes <= cap
+    assert sum(region.voxels for region in plan.regions) == roi.voxels
+    for i, a in enumerate(plan.regions):
+        assert roi.contains(a)
+        assert all(a.intersect(b).voxels == 0 for b in plan.regions[i + 1 :])
+
+
+def test_too_small_a_cap_names_the_smallest_that_would_do() -> None:
+    roi = Box.whole(PLAN.shape)
+    with pytest.raises(MemoryCapError, match=r"smallest that would do is \d") as error:
+        choose_regions(PLAN, roi, footprint(), 120_000_000)
+    smallest = float(str(error.value).split("is ")[-1].split(" GB")[0]) * 1e9
+    assert choose_regions(PLAN, roi, footprint(), int(smallest)).regions
+
+
+def test_a_lower_cap_costs_redundancy_and_says_so() -> None:
+    roi = Box.whole(PLAN.shape)
+    wide = choose_regions(PLAN, roi, footprint(), 4_000_000_000)
+    narrow = choose_regions(PLAN, roi, footprint(), 500_000_000)
+    assert len(wide.regions) == 1 < len(narrow.regions)
+    assert narrow.redundancy > wide.redundancy
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_cut_planes_give_the_bytes_of_whole_ones(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: str | None,
+) -> None:
+    """With regions forced small, also through a scratch file in several chapters."""
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(0).integers(0, 256, (130, 150, 90), np.uint8)
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, volume, compression=compression, rowsperstrip=150)
+    real = run_module.choose_regions
+
+    def small(
+        plan: TilePlan, roi: Box, costs: Footprint, cap: int
+    ) -> run_module.MemoryPlan:
+        whole = real(plan, roi, costs, cap)
+        depth = roi.shape[0]
+        return replace(whole, regions=tuple(roi.grid((depth, 64, 90))))
+
+    monkeypatch.setattr(run_module, "default_grain", lambda *_: (64, 64, 90))
+    monkeypatch.setattr(run_module, "choose_regions", small)
+    used = []
+    real_scratch = run_module.ScratchSource
+
+    def watched(*args: object) -> object:
+        used.append(args[2])
+        return real_scratch(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "ScratchSource", watched)
+    segmenter = Segmenter(bundle, WANTED, engines=[NumpyEngine(bundle)])
+    monkeypatch.setattr(
+        run_module.SegmentRun,
+        "_chapters",
+        lambda self, memory, grain: list(self._roi.grid((64, 150, 90))),
+    )
+    with open_volume(path) as source:
+        segmenter.segment(source, tmp_path / "out.tif")
+    assert (tifffile.imread(tmp_path / "out.tif") == volume).all()
+    # Planes are decoded into three scratch files, with the tiles' own overlap only.
+    assert len(used) == (3 if compression else 0)
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from neurodeploy_runtime import *
+folder, depth, cap = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+bundle = load_bundle(sys.argv[4])
+class Ramp(ArraySource):
+    def __init__(self, shape):
+        super().__init__(np.zeros((1, 1, 1), np.uint8))
+        self.shape = shape
+    def fingerprint(self):
+        return str(self.shape)
+    def read(self, box, out=None):
+        out = self._output(box, out)
+        out[...] = (np.arange(box.start[0], box.stop[0]) % 251)[:, None, None]
+        return out
+settings = SegmentSettings(
+    output_kind="probability", memory_bytes=cap,
+    normalisation=Normalisation("unit", 0, 255))
+segmenter = Segmenter(bundle, settings, engines=[NumpyEngine(bundle)])
+report = segmenter.segment(Ramp((depth, 512, 640)), folder / "out.tif", overwrite=True)
+print(json.dumps([report.peak_rss_bytes, report.memory_plan_bytes]))
+"""
+
+
+def peak(folder: Path, depth: int, cap: int, bundle: Bundle) -> tuple[int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), str(depth), str(cap), bundle.path],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    rss, planned = json.loads(done.stdout)
+    return rss, planned
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures RSS as Linux does")
+def test_peak_memory_stays_under_the_cap_and_does_not_grow_with_depth(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(32, 64, 64))
+    shallow, _ = peak(tmp_path, 128, 250_000_000, bundle)
+    deep, planned = peak(tmp_path, 512, 250_000_000, bundle)
+    assert planned <= 250_000_000
+    assert deep <= 250_000_000
+    assert deep < shallow * 1.05
+
+
+def test_a_volume_that_cannot_fit_the_cap_writes_nothing(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    segmenter = Segmenter(
+        bundle, replace(WANTED, memory_bytes=1_000_000), engines=[NumpyEngine(bundle)]
+    )
+    with pytest.raises(MemoryCapError, match="smallest that would do"):
+        segmenter.segment(
+            ArraySource(np.zeros((9, 20, 20), np.uint8)), tmp_path / "out.tif"
+        )
+    assert list(tmp_path.iterdir()) == []
