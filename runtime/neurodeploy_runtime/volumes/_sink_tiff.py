@@ -34,7 +34,7 @@ _OME = (
     'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
     'xsi:schemaLocation="http://www.openmicroscopy.org/Schemas/OME/2016-06 '
     'http://www.openmicroscopy.org/Schemas/OME/2016-06/ome.xsd" '
-    'Creator="neurodeploy"><Image ID="Image:0" Name="segmentation">'
+    'Creator="neurodeploy"><Image ID="Image:0" Name="volume">'
     '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="{type}" SizeX="{x}" '
     'SizeY="{y}" SizeZ="{z}" SizeC="1" SizeT="1" BigEndian="{big}"{size}>'
     '<Channel ID="Channel:0:0" SamplesPerPixel="1"/>'

@@ -108,7 +108,7 @@ class ZarrSink(ChunkedSink):
             "version": "0.5",
             "multiscales": [
                 {
-                    "name": "segmentation",
+                    "name": "volume",
                     "axes": [{"name": n, "type": "space"} | unit for n in "zyx"],
                     "datasets": datasets,
                     "type": self.spec.pooling,

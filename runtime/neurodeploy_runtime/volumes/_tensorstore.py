@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def open_(path: Path | str, options: ReadOptions) -> Source:
     return TensorStoreSource(path, store, found, layout, options)
 
 
+def _context(cache_bytes: int, threads: int) -> Any:
+    return ts.Context(
+        {
+            "cache_pool": {"total_bytes_limit": cache_bytes},
+            "data_copy_concurrency": {"limit": threads},
+            # Waiting for a disk costs no core; a server takes more at a time, by its
+            # own limit.
+            "file_io_concurrency": {"limit": max(4, threads)},
+            "http_request_retries": _RETRIES,
+            "s3_request_retries": _RETRIES,
+            "gcs_request_retries": _RETRIES,
+        }
+    )
+
+
 class _Store:
     """A folder of keys, local or on a server."""
 
@@ -53,18 +69,7 @@ class _Store:
         self.local = Path(address).absolute() if isinstance(path, Path) else None
         if address.startswith("file://"):
             self.local = Path(address.removeprefix("file://"))
-        self.context = ts.Context(
-            {
-                "cache_pool": {"total_bytes_limit": options.cache_bytes},
-                "data_copy_concurrency": {"limit": options.threads},
-                # Waiting for a disk costs no core; a server takes more at a time,
-                # by its own limit.
-                "file_io_concurrency": {"limit": max(4, options.threads)},
-                "http_request_retries": _RETRIES,
-                "s3_request_retries": _RETRIES,
-                "gcs_request_retries": _RETRIES,
-            }
-        )
+        self.context = _context(options.cache_bytes, options.threads)
         self._read_json: dict[str, Any] = {}
 
     def kvstore(self, key: str = "") -> Any:
@@ -315,9 +320,25 @@ class TensorStoreSource(Source):
             for axis in layout.zyx
         )
         self.chunk = z, y, x
-        decoded = z * y * x * self.dtype.itemsize
-        # A chunk in the hands of each thread, compressed and decoded.
-        self.memory_bytes = options.cache_bytes + 4 * options.threads * decoded
+        self._threads = options.threads
+        self._plan_memory(options.cache_bytes)
+
+    def keep(self, cache_bytes: int) -> None:
+        """See `Source.keep`; what was kept before is forgotten."""
+        # The cache belongs to a context, and an array to the context it was opened in.
+        context = _context(cache_bytes, self._threads)
+        spec = self._array.spec()
+        self._open = ts.open(spec, open=True, read=True, context=context).result()
+        self._plan_memory(cache_bytes)
+
+    def _plan_memory(self, cache_bytes: int) -> None:
+        chunk = prod(self.chunk) * self.dtype.itemsize
+        everything = prod(
+            -(-n // c) for n, c in zip(self.shape, self.chunk, strict=True)
+        )
+        # In the hands of each thread a chunk, compressed and decoded.
+        working = 4 * max(4, self._threads) * chunk
+        self.memory_bytes = min(cache_bytes, everything * chunk) + working
 
     @property
     def _array(self) -> Any:

@@ -388,6 +388,26 @@ def test_a_damaged_chunk_is_an_error_that_names_the_box(tmp_path):
         read_all(source)
 
 
+@pytest.mark.parametrize("kind", ["zarr", "n5", "precomputed"])
+def test_another_size_of_the_cache_changes_no_voxel(tmp_path, kind):
+    voxels = volume((1, 2, *SHAPE))
+    if kind == "n5":
+        path, wanted, choice = n5(tmp_path / "a", voxels[0, 1]), voxels[0, 1], {}
+    elif kind == "zarr":
+        path = ome_zarr_04(tmp_path / "a", voxels)
+        wanted, choice = voxels[0, 1], {"channel": 1, "level": 0}
+    else:
+        path, wanted, choice = tmp_path / "a", voxels[0, 1], {}
+        with create_sink(path, kind, SHAPE, "uint16", UM) as sink:
+            for unit in sink.units():
+                sink.write(unit, wanted[unit.slices])
+    with open_volume(path, **choice) as source:
+        before = source.memory_bytes
+        source.keep(1000)
+        assert np.array_equal(read_all(source), wanted)
+        assert source.memory_bytes < before
+
+
 def test_a_closed_source_says_so(tmp_path):
     source = open_volume(ome_zarr(tmp_path / "a.zarr", volume()))
     source.close()

@@ -1,0 +1,222 @@
+"""Promises of `neurodeploy ingest`."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+
+from neurodeploy.cli._main import cli, main
+from neurodeploy_runtime import _ingest
+from neurodeploy_runtime._errors import (
+    MemoryCapError,
+    OutputError,
+    ReadError,
+    SettingsError,
+)
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._ingest import ingest
+from neurodeploy_runtime.volumes import ArraySource, open_volume
+from neurodeploy_runtime.volumes._sink_pyramid import pool
+
+pytest.importorskip("tensorstore")
+
+SHAPE = (150, 300, 270)
+
+
+def volume(shape=SHAPE, dtype="uint16"):
+    z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return ((z * 7 + y * 3 + x * x // 50) % 251 + 1).astype(dtype)
+
+
+@pytest.fixture
+def planes(tmp_path):
+    """A stack of compressed planes with a voxel size, as ImageJ saves it."""
+    path = tmp_path / "brain.tif"
+    tifffile.imwrite(
+        path,
+        volume(),
+        imagej=True,
+        compression="zlib",
+        rowsperstrip=SHAPE[1],
+        metadata={"spacing": 2.0, "unit": "um", "axes": "ZYX"},
+        resolution=(2.0, 2.0),
+    )
+    return path
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def read_all(path, **choice):
+    with open_volume(path, **choice) as source:
+        return source.read(Box.whole(source.shape))
+
+
+def test_the_command_gives_the_same_voxels_with_their_size_and_coarser_means(
+    tmp_path, planes
+):
+    out = tmp_path / "brain.zarr"
+    result = invoke("ingest", planes, out)
+    assert result.exit_code == 0, result.output
+    assert "Mvoxel/s" in result.stderr
+    with open_volume(out) as source:
+        assert source.format == "OME-Zarr 0.5, level 0"
+        assert source.voxel_size_um == (2.0, 0.5, 0.5)
+        assert source.dtype == np.dtype("uint16")
+    assert np.array_equal(read_all(out), volume())
+    assert np.array_equal(read_all(out, level=1), pool(volume(), (1, 2, 2), "mean"))
+    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
+    assert attributes["neurodeploy"]["ingested_from"]["path"] == str(planes)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["brain.tif", "brain.zarr"]
+
+
+@pytest.mark.parametrize("how", ["slab", "scratch"])
+def test_each_plane_is_decoded_once_whatever_the_memory(
+    tmp_path, planes, how, monkeypatch
+):
+    # Three layers of shards, each of several shards.
+    monkeypatch.setattr(_ingest, "_GRAINS", ((64, 64, 64),))
+    monkeypatch.setattr(_ingest, "current_rss", lambda: 100_000_000)
+    plane = SHAPE[1] * SHAPE[2] * 2
+    unit = 64**3 * 2
+    with open_volume(planes, threads=1) as source:
+        source.keep(0)
+        fixed = source.memory_bytes + 8 * unit
+        cap = 100_000_000 + fixed + (66 if how == "slab" else 60) * plane
+        report = ingest(source, tmp_path / "a.zarr", memory_bytes=cap)
+        decoded = source.decoded
+    assert report.reading.how == how
+    # First and last again, for the fingerprint of what was read, are not decoded.
+    assert decoded == SHAPE[0]
+    assert np.array_equal(read_all(tmp_path / "a.zarr"), volume())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "brain.tif"]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_every_type_of_voxel_is_kept(tmp_path, dtype):
+    voxels = volume((20, 30, 40), dtype)
+    with ArraySource(voxels) as source:
+        report = ingest(source, tmp_path / "a.zarr")
+    assert report.dtype == dtype
+    assert report.input_bytes == voxels.nbytes
+    assert np.array_equal(read_all(tmp_path / "a.zarr"), voxels)
+
+
+def test_a_store_can_be_ingested_again(tmp_path):
+    voxels = volume((20, 300, 40))
+    with ArraySource(voxels) as source:
+        ingest(source, tmp_path / "a.zarr")
+    result = invoke("ingest", tmp_path / "a.zarr", tmp_path / "b.zarr", "--level", "1")
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(
+        read_all(tmp_path / "b.zarr"), pool(voxels, (2, 2, 2), "mean")
+    )
+
+
+def test_progress_goes_up_to_the_whole_volume(tmp_path):
+    voxels = volume((20, 300, 300))
+    seen = []
+    with ArraySource(voxels) as source:
+        ingest(source, tmp_path / "a.zarr", progress=seen.append)
+    assert [p.done_voxels for p in seen] == sorted({p.done_voxels for p in seen})
+    assert seen[-1].done_voxels == seen[-1].total_voxels == voxels.size
+
+
+def test_background_takes_no_disk(tmp_path):
+    with ArraySource(np.zeros((64, 300, 300), np.uint8)) as source:
+        report = ingest(source, tmp_path / "a.zarr")
+    assert report.output_bytes < 10_000
+    assert not read_all(tmp_path / "a.zarr").any()
+
+
+class FailingSource(ArraySource):
+    """Its end cannot be read."""
+
+    def read(self, box, out=None):
+        if box.stop[0] == self.shape[0] and box.shape[0] > 4:
+            raise ReadError("plane 12 cannot be decoded")
+        return super().read(box, out)
+
+
+def test_a_read_error_in_the_middle_leaves_nothing(tmp_path):
+    source = FailingSource(volume((300, 30, 30)))
+    with pytest.raises(ReadError, match="plane 12"):
+        ingest(source, tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_error_reaches_the_caller(tmp_path, monkeypatch):
+    from neurodeploy_runtime.volumes import _sink_zarr
+
+    def full(self, unit, voxels):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_sink_zarr.ZarrSink, "_write", full)
+    with ArraySource(volume()) as source, pytest.raises(Exception, match="No space"):
+        ingest(source, tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked_and_only_zarr_when_asked(tmp_path, planes):
+    out = tmp_path / "a.zarr"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    assert "already there" in str(invoke("ingest", planes, out).exception)
+    assert "no Zarr" in str(invoke("ingest", planes, out, "--overwrite").exception)
+    assert (out / "thesis.txt").read_text() == "precious"
+    shutil.rmtree(out)
+    with ArraySource(np.ones((3, 4, 5), np.uint8)) as source:
+        ingest(source, out)
+    assert invoke("ingest", planes, out, "--overwrite", "--quiet").exit_code == 0
+    assert read_all(out).shape == SHAPE
+
+
+def test_an_ingest_that_was_killed_is_no_hindrance(tmp_path):
+    left = tmp_path / "a.zarr.partial"
+    with ArraySource(np.ones((3, 4, 5), np.uint8)) as source:
+        ingest(source, tmp_path / "b.zarr")
+        (tmp_path / "b.zarr").rename(left)
+        ingest(source, tmp_path / "a.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_too_little_memory_says_how_much_would_do(tmp_path, planes):
+    with open_volume(planes) as source:
+        with pytest.raises(MemoryCapError, match=r"give --memory \d+MB") as caught:
+            ingest(source, tmp_path / "a.zarr", memory_bytes=1_000_000)
+        enough = int(str(caught.value).partition("--memory ")[2].split("MB")[0])
+        ingest(source, tmp_path / "a.zarr", memory_bytes=(enough + 20) * 10**6)
+    assert read_all(tmp_path / "a.zarr").shape == SHAPE
+
+
+def test_a_disk_that_is_too_small_shows_before_the_work(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    voxels = np.random.default_rng(0).integers(0, 65536, (8, 300, 300), np.uint16)
+    with ArraySource(voxels) as source:
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda _: usage._replace(free=1_000_000)
+        )
+        with pytest.raises(OutputError, match="make room"):
+            ingest(source, tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []
+    # What can be compressed is not refused for its size uncompressed.
+    with ArraySource(np.full((8, 300, 300), 7, np.uint16)) as source:
+        ingest(source, tmp_path / "b.zarr")
+
+
+def test_the_output_is_a_zarr_and_not_inside_the_input(tmp_path, planes, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["ingest", str(planes), str(tmp_path / "a.tif")])
+    assert stop.value.code == 2
+    assert "end it in .zarr" in capsys.readouterr().err
+    with ArraySource(np.ones((3, 4, 5), np.uint8)) as source:
+        ingest(source, tmp_path / "b.zarr")
+    with (
+        open_volume(tmp_path / "b.zarr") as source,
+        pytest.raises(SettingsError, match="inside the input"),
+    ):
+        ingest(source, tmp_path / "b.zarr" / "c.zarr")
