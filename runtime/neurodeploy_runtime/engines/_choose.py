@@ -57,10 +57,12 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
             f"device {settings.device!r} is unknown: use auto, cpu or cuda:N"
         )
     reasons: list[str] = []
+    others: list[str] = []
     for adapter in ADAPTERS:
         if settings.engine not in ("auto", adapter.name):
             continue
         if settings.device != "auto" and not settings.device.startswith(adapter.device):
+            others.append(f"{adapter.name} on {adapter.device}")
             continue
         on_cuda = adapter.device == "cuda"
         device = settings.device
@@ -82,7 +84,7 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
     )
     raise DeviceError(
         f"no engine can serve {asked or 'this model'} here: "
-        + ("; ".join(reasons) or "that engine does not run on that device")
+        + ("; ".join(reasons) or f"there is {' and '.join(others)}")
     )
 
 

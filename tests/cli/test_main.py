@@ -1,0 +1,36 @@
+"""The frame of the command line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from neurodeploy.cli._main import VERBS, cli
+
+
+def test_help_names_every_verb_and_imports_none() -> None:
+    code = (
+        "import sys\n"
+        "from neurodeploy.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'torch', 'onnxruntime', 'rich', 'tifffile', 'scipy'}\n"
+        "print(heavy & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "set()"
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_there_and_explains_itself(verb: str) -> None:
+    import click
+
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{verb} {parameter.opts} has no help"

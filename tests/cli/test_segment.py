@@ -1,0 +1,344 @@
+"""`neurodeploy segment`: what a user sees, and what wrong requests get."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy.cli import main
+from neurodeploy_runtime import Bundle, open_volume
+
+MakeBundle = Callable[..., Bundle]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    def run_main(*arguments: object) -> Ended:
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        captured = capfd.readouterr()
+        return Ended(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run_main
+
+
+@pytest.fixture
+def bundle(make_identity_bundle: MakeBundle) -> Path:
+    return make_identity_bundle(tile=(8, 16, 16)).path
+
+
+def stack(shape: tuple[int, ...] = (9, 30, 40), dtype: str = "uint16") -> Any:
+    return np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[None]:
+    """Nothing is written, nothing is changed."""
+    yield
+    left = [p for p in tmp_path.iterdir() if not p.name.startswith("in")]
+    assert left == []
+
+
+def test_a_stack_gets_a_mask_a_picture_and_a_report_beside_it(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    tifffile.imwrite(
+        tmp_path / "big.tif",
+        stack(dtype="uint8"),
+        imagej=True,
+        resolution=(2.0, 2.0),
+        metadata={"axes": "ZYX", "spacing": 2.0, "unit": "um"},
+    )
+    ended = run("segment", tmp_path / "big.tif", "-m", bundle, "--threshold", "0.5")
+    assert ended.code == 0, ended.err
+    with tifffile.TiffFile(tmp_path / "big.seg.tif") as result:
+        assert result.is_imagej
+        mask = result.asarray()
+    expected = stack(dtype="uint8") >= 128
+    assert (mask == np.where(expected, 255, 0)).all()
+    with open_volume(tmp_path / "big.seg.tif") as volume:
+        assert volume.voxel_size_um == pytest.approx((2.0, 0.5, 0.5))
+    report = json.loads((tmp_path / "big.seg.json").read_text())
+    assert report["foreground_voxels"] == expected.sum()
+    assert {"read", "normalise", "infer", "blend", "write"} <= set(report["seconds"])
+    assert (tmp_path / "big.seg.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Mvoxel/s" in ended.err
+
+
+def test_two_runs_and_two_caps_are_the_same_file(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack((70, 80, 90)), compression="zlib")
+    wholes = []
+    for memory in ("1GB", "1GB", "4GB"):
+        ended = run(
+            *("segment", tmp_path / "in.tif", "-m", bundle, "--memory", memory),
+            *("-o", tmp_path / "out.tif", "--overwrite", "--quiet"),
+        )
+        assert ended == Ended(0, "", "")
+        wholes.append((tmp_path / "out.tif").read_bytes())
+    assert wholes[0] == wholes[1] == wholes[2]
+
+
+def test_a_roi_is_that_part_of_the_volume(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    volume = stack(dtype="uint8")
+    tifffile.imwrite(tmp_path / "in.tif", volume)
+    ended = run(
+        *("segment", tmp_path / "in.tif", "-m", bundle, "--roi", "1:6,3:29,0:40"),
+        *("--output-kind", "probability"),
+    )
+    assert ended.code == 0, ended.err
+    assert (tifffile.imread(tmp_path / "in.seg.tif") == volume[1:6, 3:29]).all()
+
+
+def bad_inputs() -> dict[str, tuple[Callable[[Path], None], str]]:
+    def write(array: Any, **more: Any) -> Callable[[Path], None]:
+        return lambda path: tifffile.imwrite(path, array, **more)
+
+    def truncated(path: Path) -> None:
+        tifffile.imwrite(path, stack((20, 64, 64)), compression="zlib")
+        path.write_bytes(path.read_bytes()[:-9000])
+
+    def with_nan(path: Path) -> None:
+        volume = stack((5, 20, 20), "float32")
+        volume[1, 2, 3] = np.nan
+        tifffile.imwrite(path, volume)
+
+    return {
+        "not a TIFF": (lambda path: path.write_bytes(b"hello " * 50) and None, "TIFF"),
+        "empty file": (lambda path: path.write_bytes(b"") and None, "empty"),
+        "truncated": (truncated, "plane"),
+        "2D": (write(stack((30, 40))), "one plane"),
+        "5D": (
+            write(stack((2, 3, 4, 20, 20)), imagej=True, metadata={"axes": "TZCYX"}),
+            "--time|time",
+        ),
+        "several channels": (
+            write(stack((3, 2, 20, 20)), imagej=True, metadata={"axes": "ZCYX"}),
+            "--channel|channel",
+        ),
+        "RGB": (write(stack((5, 20, 20, 3), "uint8"), photometric="rgb"), "colour"),
+        "complex": (write(stack((5, 20, 20), "complex64")), "complex64"),
+        "64 bit": (write(stack((5, 20, 20), "float64")), "float64"),
+        "constant": (write(np.full((5, 20, 20), 7, np.uint16)), "constant"),
+        "NaN": (with_nan, "NaN"),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_inputs())
+@pytest.mark.usefixtures("untouched")
+def test_a_bad_input_is_one_sentence_and_nothing_is_written(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    import re
+
+    make, word = bad_inputs()[kind]
+    make(tmp_path / "in.tif")
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle)
+    assert ended.code == 2, ended.err
+    assert re.search(word, ended.err)
+    assert ended.err.startswith("neurodeploy: ")
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.usefixtures("untouched")
+def test_an_input_that_is_not_there_is_named(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    ended = run("segment", tmp_path / "no.tif", "-m", bundle)
+    assert ended.code == 2
+    assert "no.tif" in ended.err
+
+
+def test_an_output_that_exists_is_left_alone(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    (tmp_path / "in.seg.tif").write_bytes(b"years of work")
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle)
+    assert ended.code == 2
+    assert "--overwrite" in ended.err
+    assert (tmp_path / "in.seg.tif").read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize(
+    ("output", "word"),
+    [
+        ("missing/out.tif", "does not exist"),
+        ("out.xyz", "format"),
+        ("in.tif", "exists"),
+    ],
+)
+@pytest.mark.usefixtures("untouched")
+def test_an_output_that_cannot_be_is_one_sentence(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path, output: str, word: str
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    before = (tmp_path / "in.tif").read_bytes()
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle, "-o", tmp_path / output)
+    assert ended.code == 2
+    assert word in ended.err
+    assert (tmp_path / "in.tif").read_bytes() == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_input_is_never_overwritten(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, stack())
+    ended = run("segment", path, "-m", bundle, "-o", path, "--overwrite")
+    assert ended.code == 2
+    assert "is the input" in ended.err
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    closed = tmp_path / "in-closed"
+    closed.mkdir(mode=0o500)
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle, "-o", closed / "o.tif")
+    assert ended.code == 2
+    assert "cannot write" in ended.err
+
+
+@pytest.mark.usefixtures("untouched")
+def test_too_little_disk_is_found_before_the_run(
+    run: Callable[..., Ended],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=1000))
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle)
+    assert ended.code == 2
+    assert "0.00 GB free" in ended.err
+
+
+def missing_file(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def altered_file(folder: Path) -> None:
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(data)
+
+
+def altered_threshold(folder: Path) -> None:
+    text = (folder / "model.json").read_text()
+    (folder / "model.json").write_text(
+        text.replace('"threshold": 0.5', '"threshold": 0.9')
+    )
+
+
+def newer_schema(folder: Path) -> None:
+    text = (folder / "model.json").read_text()
+    (folder / "model.json").write_text(text.replace('"schema": 1', '"schema": 99'))
+
+
+def no_json(folder: Path) -> None:
+    (folder / "model.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (missing_file, "lacks model.onnx"),
+        (altered_file, "model.onnx was altered"),
+        (altered_threshold, "seal"),
+        (newer_schema, "schema 99"),
+        (no_json, "not JSON"),
+    ],
+)
+@pytest.mark.usefixtures("untouched")
+def test_a_bundle_that_is_not_whole_is_refused(
+    run: Callable[..., Ended],
+    bundle: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    word: str,
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    shutil.copytree(bundle, tmp_path / "in-bundle")
+    spoil(tmp_path / "in-bundle")
+    ended = run("segment", tmp_path / "in.tif", "-m", tmp_path / "in-bundle")
+    assert ended.code == 2
+    assert word in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--roi", "0:5,0:5,0:99"), "0:9,0:30,0:40"),
+        (("--roi", "5"), "z0:z1"),
+        (("--overlapp", "0.3"), "--overlap"),
+        (("--overlap", "0.8"), "0 to 0.5"),
+        (("--threshold", "2"), "between 0 and 1"),
+        (("--memory", "much"), "4GB"),
+        (("--memory", "1MB"), "smallest that would do"),
+        (("--device", "tpu"), "cuda:N"),
+        (("--engine", "openvino", "--device", "cuda:0"), "openvino on cpu"),
+        (("--worker", "3/2"), "3/2"),
+        (("--channel", "2"), "channel"),
+    ],
+)
+@pytest.mark.usefixtures("untouched")
+def test_a_wrong_option_is_one_sentence(
+    run: Callable[..., Ended],
+    bundle: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    word: str,
+) -> None:
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    ended = run("segment", tmp_path / "in.tif", "-m", bundle, *arguments)
+    assert ended.code == 2, ended.err
+    assert word in ended.err
+
+
+def test_a_misspelt_verb_names_the_nearest(run: Callable[..., Ended]) -> None:
+    ended = run("segmnt")
+    assert ended.code == 2
+    assert "'segment'" in ended.err
+
+
+def test_info_shows_and_verifies_a_bundle_and_a_result(
+    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+) -> None:
+    shown = json.loads(run("info", bundle, "--json").out)
+    assert shown["name"] == "identity"
+    assert "match" in shown["verified"]
+    tifffile.imwrite(tmp_path / "in.tif", stack())
+    run("segment", tmp_path / "in.tif", "-m", bundle, "--quiet")
+    result = tmp_path / "in.seg.tif"
+    shown = json.loads(run("info", result, "--json").out)
+    assert shown["verified"] == "the voxels are those that were written"
+    with tifffile.TiffFile(result) as file:
+        offset = file.pages.first.dataoffsets[0]
+    data = bytearray(result.read_bytes())
+    data[offset + 4321] ^= 255
+    result.write_bytes(data)
+    shown = json.loads(run("info", result, "--json").out)
+    assert shown["verified"].startswith("ALTERED")
