@@ -70,6 +70,8 @@ class Segments:
     #: Of each page: its file, and its decoder with what that needs besides the bytes.
     file: NDArray[np.int64]
     decoder: list[tuple[Callable[..., Any], dict[str, Any]]]
+    #: Whether all pages have the layout of the first, down to the byte order.
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class FoundVolume:
     def _raw_of_strips(self, segments: Segments) -> RawPlanes | None:
         """Planes, where the strips of each follow each other and need no decoding."""
         page = self.page
-        if not page.final or page.tiled:
+        if not page.final or page.tiled or not segments.alike:
             return None
         starts = segments.offset.reshape(-1, page.grid[1])
         strip = page.chunk[1] * page.chunk[2] * page.stored.itemsize
@@ -443,6 +445,7 @@ def _segments(
     count = prod(page.grid) * page.samples
     planes = len(series)
     files: dict[Path, int] = {}
+    alike = True
     file, offsets, sizes, decoders = [], [], [], []
     for number, frame in enumerate(_pages(series)):
         if frame is None:
@@ -450,10 +453,12 @@ def _segments(
                 f"{where} lacks plane {number} of {planes}: {_missing(series)}"
             )
         key = frame.keyframe
-        if PageLayout.of(key) != page and (
-            key.shaped[:4] != page.shaped
-            or key.dtype.newbyteorder("=") != page.stored.newbyteorder("=")
-            or PageLayout.of(key).chunk != page.chunk
+        layout = PageLayout.of(key)
+        alike &= layout == page
+        if (
+            layout.shaped != page.shaped
+            or layout.chunk != page.chunk
+            or layout.stored.newbyteorder("=") != page.stored.newbyteorder("=")
         ):
             raise InputError(
                 f"{_path(frame)} holds planes of {key.shape} {key.dtype} voxels, "
@@ -479,6 +484,7 @@ def _segments(
         np.asarray(sizes, np.int64),
         np.asarray(file, np.int64),
         decoders,
+        alike,
     )
 
 

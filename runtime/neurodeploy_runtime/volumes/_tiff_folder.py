@@ -49,7 +49,7 @@ def open_(path: Path, options: ReadOptions) -> Source:
         path,
     )
     first: PageLayout | None = None
-    name, dtype = "", np.dtype(np.uint8)
+    name, dtype, alike = "", np.dtype(np.uint8), True
     decoders: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {}
     offsets, sizes, decoder = [], [], []
     for plane in planes:
@@ -85,11 +85,12 @@ def open_(path: Path, options: ReadOptions) -> Source:
                 f"{plane} has {layout.shaped[2:]} {found_dtype} voxels, {planes[0]} "
                 f"has {first.shaped[2:]} {dtype}: move it out of the folder"
             )
-        if layout.chunk != first.chunk or layout.final != first.final:
+        if layout.chunk != first.chunk:
             raise InputError(
-                f"{plane} is compressed otherwise than {planes[0]}: save all planes "
-                "alike"
+                f"{plane} is stored in pieces of {layout.chunk[1:]} voxels, "
+                f"{planes[0]} of {first.chunk[1:]}: save all planes alike"
             )
+        alike &= layout == first
         count = first.grid[1] * first.grid[2]
         if not len(page.dataoffsets) == len(page.databytecounts) == count:
             raise InputError(
@@ -111,6 +112,7 @@ def open_(path: Path, options: ReadOptions) -> Source:
             np.asarray(sizes, np.int64),
             np.arange(len(planes)),
             decoder,
+            alike,
         ),
     )
     return found.source(path, options)

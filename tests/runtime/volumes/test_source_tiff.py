@@ -193,7 +193,8 @@ def an_ome_set(folder, voxels, **how):
         for ifd in range(len(planes)):
             data += (
                 f'<TiffData FirstZ="{first}" FirstC="0" FirstT="0" IFD="{ifd}" '
-                f'PlaneCount="1"><UUID FileName="{name}">{names[name]}</UUID></TiffData>'
+                f'PlaneCount="1"><UUID FileName="{name}">{names[name]}</UUID>'
+                "</TiffData>"
             )
             first += 1
     z, y, x = voxels.shape
@@ -227,6 +228,24 @@ def test_an_ome_set_of_files_is_one_volume(tmp_path, how):
         assert volume.voxel_size_um == (2.0, 0.5, 0.5)
 
 
+def test_the_files_of_a_set_may_differ_in_byte_order(tmp_path):
+    voxels = a_stack()
+    path = an_ome_set(tmp_path, voxels)
+    data = (tmp_path / "a_1.ome.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "a_1.ome.tif") as tif:
+        text = tif.pages.first.description
+    tifffile.imwrite(
+        tmp_path / "a_1.ome.tif",
+        voxels[2:],
+        photometric="minisblack",
+        byteorder=">",
+        description=text,
+        metadata=None,
+    )
+    assert (tmp_path / "a_1.ome.tif").read_bytes() != data
+    np.testing.assert_array_equal(whole(path), voxels)
+
+
 def test_a_missing_file_of_an_ome_set_is_named(tmp_path):
     path = an_ome_set(tmp_path, a_stack())
     (tmp_path / "a_1.ome.tif").unlink()
@@ -237,7 +256,8 @@ def test_a_missing_file_of_an_ome_set_is_named(tmp_path):
 def test_a_part_of_a_set_names_the_file_to_open(tmp_path):
     xml = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/'
-        '2016-06"><BinaryOnly MetadataFile="all.companion.ome" UUID="urn:uuid:1"/></OME>'
+        '2016-06"><BinaryOnly MetadataFile="all.companion.ome" UUID="urn:uuid:1"/>'
+        "</OME>"
     )
     path = tmp_path / "part.ome.tif"
     tifffile.imwrite(

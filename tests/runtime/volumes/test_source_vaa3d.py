@@ -1,0 +1,265 @@
+"""v3draw and v3dpbd: what Vaa3D wrote is what is read."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurodeploy_runtime import Box, InputError, SettingsError
+from neurodeploy_runtime.volumes import _pbd, open_volume
+
+
+def whole(path, **options):
+    with open_volume(path, **options) as volume:
+        return volume.read(Box.whole(volume.shape))
+
+
+def header(magic, order, code, extents, integer="i4"):
+    return (
+        magic
+        + (b"L" if order == "<" else b"B")
+        + np.array([code], order + "i2").tobytes()
+        + np.array(extents, order + integer).tobytes()
+    )
+
+
+RAW = b"raw_image_stack_by_hpeng"
+RAW_5D = b"raw5image_stack_by_hpeng"
+PBD = b"v3d_volume_pkbitdf_encod"
+
+
+# Conformance with files of Vaa3D itself
+
+
+@pytest.mark.parametrize("stem", ["123stack16", "testSliceDiffBoundary", "test_strip8"])
+@pytest.mark.parametrize("channel", range(4))
+def test_the_compressed_twin_of_a_vaa3d_file_holds_the_same(shared_data, stem, channel):
+    folder = shared_data / "vaa3d_fixtures"
+    if channel and stem != "testSliceDiffBoundary":
+        with pytest.raises(InputError, match=f"no channel {channel}"):
+            open_volume(folder / f"{stem}.v3dpbd", channel=channel)
+        return
+    raw = whole(folder / f"{stem}.v3draw", channel=channel)
+    packed = whole(folder / f"{stem}.v3dpbd", channel=channel)
+    assert packed.dtype == raw.dtype
+    assert raw.any()
+    np.testing.assert_array_equal(packed, raw)
+
+
+def test_the_tiff_twin_holds_the_same(shared_data):
+    folder = shared_data / "vaa3d_fixtures"
+    np.testing.assert_array_equal(
+        whole(folder / "123stack16.tif"), whole(folder / "123stack16.v3draw")
+    )
+    np.testing.assert_array_equal(
+        whole(folder / "test_strip8.tif", axes="zyx"),
+        whole(folder / "test_strip8.v3draw"),
+    )
+
+
+def test_a_real_stack_of_gold166(shared_data):
+    """Every node of its gold-standard tracing lies in it, most on bright voxels."""
+    folder = shared_data / "gold166"
+    voxels = whole(folder / "gold166_245.v3dpbd")
+    assert voxels.shape == (41, 512, 512)
+    nodes = np.loadtxt(folder / "gold166_245.swc")
+    x, y, z = np.round(nodes[:, 2:5]).astype(int).T
+    assert np.median(voxels[z, y, x]) > np.percentile(voxels, 99)
+
+
+# v3draw
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_channels_and_byte_orders_of_v3draw(tmp_path, order, dtype):
+    stack = np.arange(3 * 4 * 5 * 6).reshape(3, 4, 5, 6).astype(order + dtype)
+    path = tmp_path / "a.v3draw"
+    path.write_bytes(
+        header(RAW, order, stack.itemsize, stack.shape[::-1]) + stack.tobytes()
+    )
+    with pytest.raises(InputError, match="3 channels"):
+        open_volume(path)
+    for channel in range(3):
+        np.testing.assert_array_equal(whole(path, channel=channel), stack[channel])
+
+
+def test_the_variant_with_time(tmp_path):
+    stack = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6).astype("<u2")
+    path = tmp_path / "a.raw5"
+    path.write_bytes(header(RAW_5D, "<", 2, stack.shape[::-1]) + stack.tobytes())
+    np.testing.assert_array_equal(whole(path, channel=2, time=1), stack[1, 2])
+
+
+def test_a_v3draw_of_another_size_than_it_says_is_refused(tmp_path):
+    path = tmp_path / "a.v3draw"
+    path.write_bytes(header(RAW, "<", 1, (6, 5, 4, 1)) + bytes(120 + 1))
+    with pytest.raises(InputError, match="has 164 bytes where its header"):
+        open_volume(path)
+    path.write_bytes(header(RAW, "<", 1, (6, 5, 4, 1)) + bytes(120 - 31))
+    with pytest.raises(InputError, match="cut short in plane 2 of 4"):
+        open_volume(path)
+    with pytest.raises(SettingsError, match="level 1 has no meaning"):
+        open_volume(path, level=1)
+
+
+# v3dpbd: a plain encoder of each coding, written from the description of the format
+
+
+def pack_8(voxels, choose):
+    out, i, before = bytearray(), 0, 0
+    while i < len(voxels):
+        part = voxels[i : i + 1 + choose(95)].tolist()
+        steps = np.diff([before, *part])
+        if len(set(part)) == 1 and len(part) > 1:
+            out += bytes([127 + len(part), part[0]])
+        elif all(-1 <= s <= 2 for s in steps):
+            out.append(32 + len(part))
+            codes = [3 if s == -1 else int(s) for s in steps]
+            for k in range(0, len(codes), 4):
+                out.append(sum(c << 2 * n for n, c in enumerate(codes[k : k + 4])))
+        else:
+            part = part[:33]
+            out += bytes([len(part) - 1, *part])
+        i += len(part)
+        before = part[-1]
+    return bytes(out)
+
+
+def pack_16(voxels, choose, order="<"):
+    out, i, before = bytearray(), 0, 0
+    while i < len(voxels):
+        part = voxels[i : i + 1 + choose(33)].tolist()
+        steps = np.diff([before, *part])
+        if len(set(part)) == 1 and len(part) > 1:
+            part = part[:33]
+            out += bytes([222 + len(part)]) + np.array(part[:1], order + "u2").tobytes()
+        elif all(-3 <= s <= 4 for s in steps):
+            out.append(31 + len(part))
+            bits = "".join(f"{s if s >= 0 else 4 - s:03b}" for s in steps.tolist())
+            bits += "0" * (-len(bits) % 8)
+            out += bytes(int(bits[k : k + 8], 2) for k in range(0, len(bits), 8))
+        else:
+            part = part[:32]
+            out += bytes([len(part) - 1]) + np.array(part, order + "u2").tobytes()
+        i += len(part)
+        before = part[-1]
+    return bytes(out)
+
+
+PAIRS = [(0, 0), (0, -1), (-1, 0), (-1, 1), (0, 1), (1, 0), (1, -1), (1, 1)]
+
+
+def low_bits(codes):
+    number = sum(int(code) << 3 * n for n, code in enumerate(codes))
+    return number.to_bytes(-(-3 * len(codes) // 8), "little")
+
+
+def pack_3(levels, choose):
+    out, i, before = bytearray(), 0, 0
+    while i < len(levels):
+        part = levels[i : i + 1 + choose(200)].tolist()
+        even = part[: len(part) // 2 * 2]
+        steps = np.diff([before, *even]).reshape(-1, 2).tolist()
+        if len(set(part)) == 1 and len(part) > 1:
+            more, fewer = divmod(len(part) - 1, 128)
+            out += bytes([128 + fewer, part[0] << 5 | more])
+        elif len(even) >= 4 and all(tuple(s) in PAIRS for s in steps):
+            part = even
+            out.append(22 + len(steps))
+            out += low_bits([PAIRS.index(tuple(s)) for s in steps])
+        else:
+            part = part[:24]
+            out.append(len(part) - 1)
+            out += low_bits(part)
+        i += len(part)
+        before = part[-1]
+    return bytes(out)
+
+
+@st.composite
+def walks(draw, top):
+    """Voxels as images have them: runs, gentle slopes and noise."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    pieces = []
+    for _ in range(draw(st.integers(1, 12))):
+        n = int(rng.integers(1, 120))
+        kind = rng.integers(3)
+        start = int(rng.integers(0, top + 1))
+        if kind == 0:
+            piece = np.full(n, start)
+        elif kind == 1:
+            piece = np.clip(start + np.cumsum(rng.integers(-1, 2, n)), 0, top)
+        else:
+            piece = rng.integers(0, top + 1, n)
+        pieces.append(piece)
+    voxels = np.concatenate(pieces)
+    return voxels, lambda most: int(rng.integers(0, most))
+
+
+def decoded(payload, coding, count, first=0, big_endian=False):
+    return _pbd.decode(payload, coding, big_endian, first, count, "a file")
+
+
+@settings(max_examples=60, deadline=None)
+@given(walks(255), st.integers(0, 200))
+def test_pbd8_is_undone(walk, first):
+    voxels, choose = walk
+    payload = pack_8(voxels, choose)
+    np.testing.assert_array_equal(decoded(payload, _pbd.PBD8, len(voxels)), voxels)
+    rest = voxels[first:]
+    if len(rest):
+        found = decoded(payload, _pbd.PBD8, len(rest), first)
+        np.testing.assert_array_equal(found, rest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(walks(2000), st.sampled_from("<>"))
+def test_pbd16_is_undone(walk, order):
+    voxels, choose = walk
+    payload = pack_16(voxels, choose, order)
+    found = decoded(payload, _pbd.PBD16, len(voxels), big_endian=order == ">")
+    np.testing.assert_array_equal(found, voxels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(walks(7))
+def test_pbd3_is_undone(walk):
+    levels, choose = walk
+    payload = pack_3(levels, choose)
+    np.testing.assert_array_equal(decoded(payload, _pbd.PBD3, len(levels)), levels)
+
+
+def test_batches_of_operations_join_without_a_seam(monkeypatch):
+    rng = np.random.default_rng(9)
+    voxels = np.clip(100 + np.cumsum(rng.integers(-1, 2, 5000)), 0, 255)
+    payload = pack_8(voxels, lambda most: int(rng.integers(0, most)))
+    monkeypatch.setattr(_pbd, "_BATCH", 3)
+    np.testing.assert_array_equal(decoded(payload, _pbd.PBD8, len(voxels)), voxels)
+
+
+def test_three_bits_are_levels_between_a_least_and_a_greatest(tmp_path):
+    levels = np.arange(8).repeat(3)
+    path = tmp_path / "a.v3dpbd"
+    payload = bytes([10, 220]) + pack_3(levels, lambda most: 5)
+    path.write_bytes(header(PBD, "<", 33, (4, 3, 2, 1)) + payload)
+    expected = (10 + 210 * levels // 7).reshape(2, 3, 4)
+    np.testing.assert_array_equal(whole(path), expected)
+
+
+def test_a_pbd_that_ends_early_or_uses_unknown_codes_is_refused(tmp_path):
+    path = tmp_path / "a.v3dpbd"
+    head = header(PBD, "<", 1, (6, 5, 4, 1))
+    path.write_bytes(head + bytes([227, 9]))  # 100 of 120 voxels
+    with pytest.raises(InputError, match="cut short after voxel 100 of 120"):
+        open_volume(path)
+    path.write_bytes(header(PBD, "<", 1, (6000, 5000, 4, 1)) + bytes([227, 9]))
+    with pytest.raises(InputError, match="2 bytes of PBD8 cannot hold 120000000"):
+        open_volume(path)
+    path.write_bytes(header(PBD, "<", 2, (6, 5, 4, 1)) + bytes([100] * 99))
+    with pytest.raises(InputError, match="code 100 of PBD16"):
+        open_volume(path)
+    path.write_bytes(header(PBD, "<", 1, (60_000, 50_000, 4, 1)) + bytes([227, 9]))
+    with pytest.raises(InputError, match=r"holds 11\.2 GB, and v3dpbd can only"):
+        open_volume(path)
