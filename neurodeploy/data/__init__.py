@@ -9,6 +9,7 @@ from neurodeploy.data._dataset import (
     AnnotatedVolume,
     Samples,
 )
+from neurodeploy.data._pairs import Found, Pair, find_pairs, labels_of, load_pair
 
 __all__ = [
     "BACKGROUND",
@@ -17,5 +18,10 @@ __all__ = [
     "SKELETON",
     "AnnotatedVolume",
     "Augmentation",
+    "Found",
+    "Pair",
     "Samples",
+    "find_pairs",
+    "labels_of",
+    "load_pair",
 ]

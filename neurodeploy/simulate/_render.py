@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 
+from neurodeploy.morphology import stamp_mask
 from neurodeploy.simulate._appearance import Look
 from neurodeploy.simulate._chance import Stream, generator
 from neurodeploy.simulate._fields import nodes_for, smooth_noise, spread
@@ -17,7 +18,6 @@ from neurodeploy.simulate._stamp import (
     splat,
     stamp_factor,
     stamp_light,
-    stamp_mask,
 )
 from neurodeploy_runtime import Box, Shape
 

@@ -1,0 +1,344 @@
+"""Images and their annotations, found in a folder as it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy._errors import DataError
+from neurodeploy.data._dataset import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
+from neurodeploy.morphology import (
+    AnnotationSettings,
+    Morphology,
+    annotate,
+    read_swc,
+)
+from neurodeploy_runtime import Box, open_volume
+
+AnnotationKind = Literal["tracing", "voxels"]
+Unit = Literal["voxel", "um"]
+
+_IMAGE_SUFFIXES = (
+    ".ome.tiff",
+    ".ome.tif",
+    ".tiff",
+    ".tif",
+    ".v3draw",
+    ".v3dpbd",
+    ".raw",
+    ".npy",
+    ".ome.zarr",
+    ".zarr",
+    ".n5",
+    ".ims",
+    ".h5",
+)
+_TRACING_SUFFIXES = (".eswc", ".swc")
+_STORES = (".zarr", ".n5")
+
+#: Words by which people tell an annotation from its image.
+_LABEL_WORD = r"(?:labels?|masks?|seg(?:mentation)?|annotations?|truth|gt|gold)"
+_IMAGE_WORD = r"(?:volumes?|images?|img|raw|stack)"
+_LABEL_FOLDER = re.compile(rf"^{_LABEL_WORD}$", re.IGNORECASE)
+_WORDS = re.compile(
+    rf"(?:^|[._ -])(?:{_LABEL_WORD}|{_IMAGE_WORD})(?=$|[._ -])", re.IGNORECASE
+)
+_SAYS_LABEL = re.compile(rf"(?:^|[._ -]){_LABEL_WORD}(?=$|[._ -])", re.IGNORECASE)
+
+#: What a labelled slice's values mean (TRAILMAP, Friedmann et al., PNAS 2020):
+#: 0 not labelled, 1 background, 2 axon, 3 artifact, 4 an axon's edge.
+_SLICE_LABELS = {0: IGNORE, 1: BACKGROUND, 2: NEURITE, 3: BACKGROUND, 4: IGNORE}
+
+#: A training image is read whole.
+_LIMIT_BYTES = 8_000_000_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the file that annotates it."""
+
+    image: Path
+    annotation: Path
+    kind: AnnotationKind
+
+    @property
+    def name(self) -> str:
+        """What reports call it: folder and image."""
+        return f"{self.image.parent.name}/{self.image.name}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pairs of a folder, and the files that belong to none and why."""
+
+    folder: Path
+    pairs: tuple[Pair, ...]
+    left_out: tuple[tuple[Path, str], ...]
+
+    def describe(self) -> str:
+        """What was found, and what was left out and why, one reason a line."""
+        traced = sum(pair.kind == "tracing" for pair in self.pairs)
+        lines = [
+            f"{self.folder}: {len(self.pairs)} annotated images "
+            f"({traced} by tracings, {len(self.pairs) - traced} by voxels)"
+        ]
+        reasons: dict[str, list[Path]] = {}
+        for path, reason in self.left_out:
+            reasons.setdefault(reason, []).append(path)
+        for reason, paths in reasons.items():
+            shown = ", ".join(str(p.relative_to(self.folder)) for p in paths[:3])
+            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+            lines.append(f"left out: {shown}{more} — {reason}")
+        return "\n".join(lines)
+
+
+def find_pairs(folder: str | Path) -> Found:
+    """Pair the images of a folder, and of the folders in it, with their annotations.
+
+    An annotation belongs to the image of the same name beside it: `a.tif` with
+    `a.swc`, `a.tif.ano_stamp_2015.swc` or `a_mask.tif`; `volumes/volume-3.tiff` with
+    `labels/label-3.tiff`; or it is the only tracing in a folder with one image, as in
+    a BigNeuron download. Nothing is opened.
+
+    Raises
+    ------
+    DataError
+        Where the folder is missing or holds no pair.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: name one with images and annotations")
+    volumes, tracings = _listed(folder)
+    labels = [path for path in volumes if _is_label(path)]
+    images = [path for path in volumes if not _is_label(path)]
+    pairs: list[Pair] = []
+    left: list[tuple[Path, str]] = []
+    paired: set[Path] = set()
+    for image in images:
+        mine = [t for t in tracings if _traces(t, image)]
+        marked = [label for label in labels if _labels(label, image)]
+        if not mine and not marked:
+            mine = _only_one(image, images, tracings)
+        if len(mine) + len(marked) == 1:
+            kind: AnnotationKind = "tracing" if mine else "voxels"
+            pairs.append(Pair(image, (mine + marked)[0], kind))
+            paired |= {image, *mine, *marked}
+        elif mine or marked:
+            names = ", ".join(p.name for p in (mine + marked)[:3])
+            count = len(mine) + len(marked)
+            left.append((image, f"{count} annotations would fit ({names}): leave one"))
+            paired |= {image, *mine, *marked}
+    left += [(p, "no annotation of its name") for p in images if p not in paired]
+    left += [
+        (p, "no image of its name") for p in [*labels, *tracings] if p not in paired
+    ]
+    found = Found(folder, tuple(pairs), tuple(sorted(left)))
+    if not pairs:
+        raise DataError(
+            f"{folder} holds no annotated image, of {len(images)} images, "
+            f"{len(labels)} masks and {len(tracings)} tracings: an annotation has its "
+            "image's name, or lies in labels/ beside volumes/"
+        )
+    return found
+
+
+def load_pair(
+    pair: Pair,
+    *,
+    unit: Unit = "voxel",
+    voxel_size_um: tuple[float, float, float] | None = None,
+    settings: AnnotationSettings | None = None,
+    group: str = "data",
+) -> AnnotatedVolume:
+    """Read an image and what is known of each of its voxels.
+
+    `unit` is what tracings are written in where they do not say; `voxel_size_um`
+    (z, y, x) is used where the image does not say its own.
+
+    Raises
+    ------
+    DataError
+        Where the annotation does not fit the image, is empty, ignores everything or
+        knows one class only.
+    InputError
+        Where a file cannot be read.
+    """
+    image, size = _whole(pair.image)
+    size = size or voxel_size_um
+    if pair.kind == "tracing":
+        tracing = _in_voxels(read_swc(pair.annotation), pair, unit, size)
+        ratio = 1.0 if size is None else 2 * size[0] / (size[1] + size[2])
+        labels = annotate(tracing, image, anisotropy=ratio, settings=settings)
+    else:
+        values, _ = _whole(pair.annotation)
+        labels = labels_of(values, image.shape, pair.annotation)
+    require_both(labels, str(pair.annotation))
+    return AnnotatedVolume(
+        image,
+        labels,
+        pair.name,
+        group,
+        isotropic=size is not None and max(size) < 1.05 * min(size),
+    )
+
+
+def labels_of(
+    values: NDArray[Any], shape: tuple[int, ...], name: str | Path
+) -> NDArray[np.uint8]:
+    """What voxel annotations mean: 0 background, 1 neurite, 255 ignore.
+
+    A mask holds 0 and one other value, or 0, 1 and 255 (ignore). Labelled slices hold
+    0 to 4: not labelled, background, axon, artifact (background), edge (ignored).
+    """
+    if values.shape != shape:
+        order = sorted(values.shape) == sorted(shape)
+        hint = (
+            "its axes are probably in another order"
+            if order
+            else "they are not of one image"
+        )
+        raise DataError(
+            f"{name} has {_extent(values.shape)} voxels and its image "
+            f"{_extent(shape)}: {hint}"
+        )
+    present = [float(v) for v in np.unique(values)[:9]]
+    if present == [0]:
+        raise DataError(f"{name} is empty: no voxel of it is marked")
+    if set(present) == {0, 1, IGNORE}:
+        return values.astype(np.uint8)
+    if set(present) <= set(_SLICE_LABELS) and len(set(present) - {0}) > 1:
+        table = np.array([_SLICE_LABELS[v] for v in range(5)], np.uint8)
+        return table[values.astype(np.uint8)]
+    if len(present) <= 2 and (present[0] == 0 or len(present) == 1):
+        return np.where(values != 0, np.uint8(NEURITE), np.uint8(BACKGROUND))
+    shown = ", ".join(f"{v:g}" for v in present[:8])
+    raise DataError(
+        f"the values {shown}{' …' if len(present) > 8 else ''} of {name} have no known "
+        "meaning: a mask holds 0 and one other value, labelled slices 0 to 4"
+    )
+
+
+def require_both(labels: NDArray[np.uint8], name: str) -> None:
+    """Raise a DataError where labels know nothing, or one class only."""
+    neurite = int((labels == NEURITE).sum())
+    background = int((labels == BACKGROUND).sum())
+    if not neurite and not background:
+        raise DataError(f"{name} ignores every voxel: there is nothing to learn from")
+    if not neurite or not background:
+        only = "neurite" if neurite else "background"
+        raise DataError(
+            f"{name} knows one class only: all {neurite + background} labelled voxels "
+            f"are {only}"
+        )
+
+
+def _whole(
+    path: Path,
+) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
+    with open_volume(path) as source:
+        size = math.prod(source.shape) * source.dtype.itemsize
+        if size > _LIMIT_BYTES:
+            raise DataError(
+                f"{path} takes {size / 1e9:.0f} GB of memory, an annotated image at "
+                f"most {_LIMIT_BYTES / 1e9:.0f}: cut it into parts"
+            )
+        return source.read(Box.whole(source.shape)), source.voxel_size_um
+
+
+def _in_voxels(
+    tracing: Morphology,
+    pair: Pair,
+    unit: Unit,
+    size: tuple[float, float, float] | None,
+) -> Morphology:
+    if unit == "voxel" and tracing.voxel_size_um is None:
+        return tracing
+    size = tracing.voxel_size_um or size
+    if size is None:
+        raise DataError(
+            f"{pair.annotation} is in micrometres and neither it nor {pair.image} "
+            "says the voxel size: give it"
+        )
+    return tracing.to_voxels(size)
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Volumes and tracings in a folder and below, in the order of their names."""
+    volumes, tracings = [], []
+    for path in _walk(folder):
+        name = path.name.lower()
+        if name.endswith(_TRACING_SUFFIXES) and path.is_file():
+            tracings.append(path)
+        elif name.endswith(_IMAGE_SUFFIXES):
+            volumes.append(path)
+    return volumes, tracings
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.name.lower().endswith(_STORES):
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _is_label(path: Path) -> bool:
+    return bool(
+        _LABEL_FOLDER.match(path.parent.name) or _SAYS_LABEL.search(_stem(path))
+    )
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in sorted((*_IMAGE_SUFFIXES, *_TRACING_SUFFIXES), key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return path.stem
+
+
+def _core(path: Path) -> str:
+    """What is left of a name without the words that say image or label."""
+    return _WORDS.sub("", _stem(path)).strip("._ -").lower()
+
+
+def _traces(tracing: Path, image: Path) -> bool:
+    if tracing.parent != image.parent:
+        return False
+    name, stem = tracing.name.lower(), _stem(image).lower()
+    return (
+        _stem(tracing).lower() == stem
+        or name.startswith(f"{image.name.lower()}.")
+        or _core(tracing) == _core(image) != ""
+    )
+
+
+def _labels(label: Path, image: Path) -> bool:
+    beside = label.parent == image.parent
+    next_door = label.parent.parent == image.parent.parent and bool(
+        _LABEL_FOLDER.match(label.parent.name)
+    )
+    below = label.parent.parent == image.parent and bool(
+        _LABEL_FOLDER.match(label.parent.name)
+    )
+    return (beside or next_door or below) and _core(label) == _core(image)
+
+
+def _only_one(image: Path, images: Iterable[Path], tracings: list[Path]) -> list[Path]:
+    """The tracing of a folder in which there is one image and one tracing."""
+    if sum(other.parent == image.parent for other in images) != 1:
+        return []
+    near = [t for t in tracings if t.parent == image.parent]
+    return near if len(near) == 1 else []
+
+
+def _extent(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
