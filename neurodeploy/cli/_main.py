@@ -1,4 +1,4 @@
-"""The entry point: verbs found lazily, errors turned into a sentence and an exit code."""
+"""The entry point: verbs are found lazily, errors become a sentence and a code."""
 
 from __future__ import annotations
 

@@ -12,6 +12,9 @@ import click
 if TYPE_CHECKING:
     from neurodeploy_runtime import EngineSettings, Source
 
+#: What `input_options` adds to a verb.
+INPUT_NAMES = ("channel", "time", "level", "axes", "dataset")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -135,8 +138,7 @@ def open_input(path: str, options: dict[str, Any], memory: int | None) -> Source
     """Take the input's options out of a verb's, and open the volume."""
     from neurodeploy_runtime import open_volume
 
-    names = ("channel", "time", "level", "axes", "dataset")
-    chosen = {name: options.pop(name) for name in names}
+    chosen = {name: options.pop(name) for name in INPUT_NAMES}
     cache = min(256 * 2**20, (memory or 4 * 10**9) // 16)
     return open_volume(path, cache_bytes=cache, **chosen)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._options import (
+    INPUT_NAMES,
     Roi,
     Share,
     Size,
@@ -76,6 +77,7 @@ def segment(**options: Any) -> None:
     model: str | None = options.pop("model")
     skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
     engine = engine_settings(options)
+    opened = {name: options[name] for name in INPUT_NAMES}
     with open_input(path, options, options["memory"]) as source:
         settings = SegmentSettings(
             engine=engine,
@@ -90,7 +92,11 @@ def segment(**options: Any) -> None:
             voxel_progress("segment", quiet) as progress,
         ):
             report = segmenter.segment(
-                source, target, overwrite=overwrite, progress=progress
+                source,
+                target,
+                overwrite=overwrite,
+                progress=progress,
+                notes={"opened_with": opened},
             )
     if report is None:
         i, n = settings.worker
@@ -129,7 +135,7 @@ def show_report(report: Report) -> None:
     table.add_row("seconds", ", ".join(f"{s} {seconds.get(s, 0):.2f}" for s in stages))
     if report.peak_rss_bytes:
         table.add_row("memory", f"{report.peak_rss_bytes / 1e9:.2f} GB at most")
-    for reason in report.provenance["choice"]["passed_over"]:
+    for reason in report.provenance["notes"]["passed_over"]:
         table.add_row("not used", reason)
     if report.skip:
         table.add_row(

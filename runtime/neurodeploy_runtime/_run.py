@@ -129,7 +129,7 @@ class SegmentRun:
         overwrite: bool,
         progress: ProgressCallback | None,
         cancel: threading.Event | None,
-        choice: dict[str, Any],
+        notes: dict[str, Any],
     ) -> None:
         self._bundle = bundle
         self._engines = engines
@@ -138,7 +138,7 @@ class SegmentRun:
         self._overwrite = overwrite
         self._progress = progress
         self._cancel = cancel
-        self._choice = choice
+        self._notes = notes
         self._clock = Clock()
         self._paths = Paths.of(output, settings.output_kind)
         self._kind: SinkKind = sink_kind(output)
@@ -175,7 +175,7 @@ class SegmentRun:
             "normalisation": normalisation.to_json(),
             "warnings": self._warnings,
         }
-        memory = self._plan_memory()
+        memory = self.plan_memory()
         if fresh:
             self._check_disk()
             self._journal.begin(plan)
@@ -279,7 +279,13 @@ class SegmentRun:
             "workers": self._settings.worker[1],
         }
 
-    def _plan_memory(self) -> MemoryPlan:
+    @property
+    def kind(self) -> SinkKind:
+        """The format of the output."""
+        return self._kind
+
+    def plan_memory(self) -> MemoryPlan:
+        """The regions in which the memory cap holds; nothing is written."""
         total = machine_memory()
         cap = self._settings.memory_bytes
         if cap is None:
@@ -646,7 +652,7 @@ class SegmentRun:
         }
         provenance = {
             **inside,
-            "choice": self._choice,
+            "notes": self._notes,
             "input_file": self._source.describe(),
             "content": content,
             "command": sys.argv,

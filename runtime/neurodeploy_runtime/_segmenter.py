@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -90,12 +90,14 @@ class Segmenter:
         overwrite: bool = False,
         progress: ProgressCallback | None = None,
         cancel: threading.Event | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Report | None:
         """Segment a volume into a file, in bounded memory.
 
         The format follows from the suffix of `output`. What is found unfinished there
         is continued where input, model and settings are the same, and refused where
-        they differ. None where other workers still have shares to do.
+        they differ. None where other workers still have shares to do. `notes` are
+        plain values that the report keeps.
 
         Raises
         ------
@@ -113,7 +115,7 @@ class Segmenter:
             overwrite=overwrite,
             progress=progress,
             cancel=cancel,
-            choice=self.choice,
+            notes={**self.choice, **(notes or {})},
         ).execute()
 
     def segment_array(

@@ -1,0 +1,146 @@
+"""Running a region of a result again, from what the result says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._errors import InputError, SettingsError
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._normalise import Normalisation
+from neurodeploy_runtime._provenance import read_report
+from neurodeploy_runtime._segmenter import Segmenter
+from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime.engines import EngineSettings
+from neurodeploy_runtime.volumes import open_volume
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a region that was run again compares with the stored result.
+
+    `dice` is of the voxels at or above half of 255 in both; 1 where neither has any.
+    """
+
+    region: Box
+    voxels: int
+    differing: int
+    dice: float
+    same_engine: bool
+
+
+def reproduce(
+    output: Path,
+    bundle: Bundle,
+    roi: Box | None,
+    *,
+    engine: EngineSettings | None = None,
+    source_path: str | None = None,
+) -> Reproduction:
+    """Segment `roi` (volume coordinates) again as `output` was made, and compare.
+
+    Input, channel, constants, threshold, overlap and flips are those that the report
+    beside `output` names; `source_path` says where the input lies now.
+
+    Raises
+    ------
+    InputError
+        There is no report, or the input is another one now.
+    SettingsError
+        The bundle is not the one that made the result, or the roi is outside it.
+    """
+    provenance = read_report(output)["provenance"]
+    try:
+        digest = provenance["model"]["digest"]
+        made = provenance["engine"]
+        tiles = provenance["tiles"]
+        whole = _box(provenance["output"]["roi"])
+        opened = dict(provenance["notes"].get("opened_with", {}))
+        path = source_path or provenance["input_file"]["path"]
+        fingerprint = provenance["input"]["fingerprint"]
+        settings = SegmentSettings(
+            engine=engine
+            or EngineSettings(
+                engine=made["engine"],
+                device=made["device"],
+                precision=made["precision"],
+                batch=made["batch"],
+            ),
+            threshold=provenance["threshold"],
+            overlap=_overlap(tiles, bundle),
+            output_kind="mask"
+            if provenance["output"]["kind"] != "probability"
+            else "probability",
+            normalisation=Normalisation(**provenance["normalisation"]),
+            flips=tiles["flips"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the report beside {output} lacks {error}: it is of another version"
+        ) from None
+    if provenance.get("skip") is not None:
+        raise SettingsError(
+            f"{output} was made with --skip-background, which depends on all of the "
+            "volume: it cannot be reproduced in part"
+        )
+    if digest != bundle.digest:
+        raise SettingsError(
+            f"{output} was made by the model {provenance['model']['name']!r} "
+            f"({digest[:12]}…), and {bundle.path} is {bundle.spec.name!r} "
+            f"({bundle.digest[:12]}…): name that bundle with -m"
+        )
+    region = roi or _middle(whole)
+    if not whole.contains(region):
+        raise SettingsError(f"roi {region} is not inside the result, which is {whole}")
+    with open_volume(path, **opened) as source, open_volume(output) as stored:
+        if source.fingerprint() != fingerprint:
+            raise InputError(
+                f"{path} is not the input that {output} was made of (its fingerprint "
+                "differs): name that input with --input"
+            )
+        with Segmenter(bundle, replace(settings, roi=region)) as segmenter:
+            differing, both, sizes = 0, 0, 0
+            for box, part in segmenter.stream(source):
+                back: Shape = tuple(-a for a in whole.start)  # type: ignore[assignment]
+                old = stored.read(box.shift(back))
+                differing += int(np.count_nonzero(old != part))
+                one, two = old >= 128, part >= 128
+                both += int(np.count_nonzero(one & two))
+                sizes += int(np.count_nonzero(one)) + int(np.count_nonzero(two))
+            now = segmenter.engines[0].describe()
+    return Reproduction(
+        region,
+        region.voxels,
+        differing,
+        2 * both / sizes if sizes else 1.0,
+        now == made,
+    )
+
+
+def _box(text: str) -> Box:
+    spans = [tuple(map(int, span.split(":"))) for span in text.split(",")]
+    (z0, z1), (y0, y1), (x0, x1) = spans
+    return Box((z0, y0, x0), (z1, y1, x1))
+
+
+def _middle(whole: Box) -> Box:
+    """At most 64 × 256 × 256 voxels from the middle."""
+    starts, stops = [], []
+    for a, b, most in zip(whole.start, whole.stop, (64, 256, 256), strict=True):
+        size = min(b - a, most)
+        starts.append(a + (b - a - size) // 2)
+        stops.append(starts[-1] + size)
+    return Box(tuple(starts), tuple(stops))  # type: ignore[arg-type]
+
+
+def _overlap(tiles: dict[str, Any], bundle: Bundle) -> float | None:
+    """The overlap setting that gives these voxels of overlap."""
+    window, voxels = bundle.spec.window, tiles["overlap"]
+    own = [round(w * o) for w, o in zip(window, bundle.spec.overlap, strict=True)]
+    if own == voxels:
+        return None
+    return float(voxels[1] / window[1])

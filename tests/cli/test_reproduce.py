@@ -1,0 +1,82 @@
+"""`neurodeploy reproduce`: a region of a result, made again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy.cli import main
+from neurodeploy_runtime import Bundle
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def result(make_identity_bundle: Callable[..., Bundle], tmp_path: Path) -> Path:
+    volume = np.random.default_rng(0).integers(0, 255, (20, 2, 40, 50), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "in.tif", volume, imagej=True, metadata={"axes": "ZCYX"}
+    )
+    bundle = make_identity_bundle().path
+    code = run(
+        *("segment", tmp_path / "in.tif", "-m", bundle, "--quiet", "--channel", "1"),
+        *("--overlap", "0.3", "--roi", "2:20,0:40,5:50", "--engine", "onnxruntime"),
+    )
+    assert code == 0
+    return tmp_path / "in.seg.tif"
+
+
+def test_a_region_comes_out_the_same(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = make_identity_bundle().path
+    assert run("reproduce", result, "-m", bundle, "--roi", "3:11,7:33,9:41") == 0
+    assert (
+        "3:11,7:33,9:41: 0 of 6656 voxels differ, Dice 1.0" in capsys.readouterr().out
+    )
+
+
+def test_a_result_that_was_touched_is_found_out(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tifffile.TiffFile(result) as file:
+        offset = file.pages.first.dataoffsets[0]
+    data = bytearray(result.read_bytes())
+    data[offset + 20_000] ^= 255
+    result.write_bytes(data)
+    bundle = make_identity_bundle().path
+    assert run("reproduce", result, "-m", bundle) == 1
+    assert "1 of" in capsys.readouterr().out
+
+
+def test_another_model_is_refused(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = make_identity_bundle(threshold=0.4).path
+    assert run("reproduce", result, "-m", other) == 2
+    assert "was made by the model 'identity'" in capsys.readouterr().err
+
+
+def test_another_input_is_refused(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = result.with_name("in.tif")
+    volume = tifffile.imread(path)
+    volume[0, 0, 0, 0] ^= 1
+    tifffile.imwrite(path, volume, imagej=True, metadata={"axes": "ZCYX"})
+    assert run("reproduce", result, "-m", make_identity_bundle().path) == 2
+    assert "fingerprint" in capsys.readouterr().err
