@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime.volumes import _sink_tiff
+from neurodeploy_runtime.volumes import _sink_tiff, open_volume
 from neurodeploy_runtime.volumes._sink import (
     create_sink,
     open_sink,
@@ -257,7 +257,7 @@ def test_a_full_disk_shows_before_the_work(tmp_path):
 @pytest.mark.parametrize("kind", ["tiff", "v3draw"])
 def test_the_announced_disk_is_enough(tmp_path, kind):
     shape = (50, 20, 30)
-    with create_sink(tmp_path / "a", kind, shape, "uint16", grain=(1, 1, 7)) as sink:
+    with create_sink(tmp_path / "a", kind, shape, "uint16", grain=(1, 7, 30)) as sink:
         fill(sink, volume(shape))
         sink.finish({"model": "m"})
     used = sum(file.stat().st_size for file in Path(tmp_path).iterdir())
@@ -275,3 +275,33 @@ def test_the_checksum_is_the_one_of_the_voxels(tmp_path):
         fill(sink, voxels)
         (records,) = sink.scratch
     assert zlib.crc32(voxels.tobytes()).to_bytes(4, "little") in records.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("name", ["a.tif", "big.tif", "a.v3draw"])
+def test_what_was_written_opens_as_a_volume(tmp_path, monkeypatch, name, dtype):
+    path = tmp_path / name
+    if name == "big.tif":
+        monkeypatch.setattr(_sink_tiff, "CLASSIC_LIMIT_BYTES", 0)
+    voxels = volume((5, 6, 7), dtype)
+    size = (2.0, 0.5, 0.25)
+    with create_sink(path, sink_kind(path), voxels.shape, dtype, size) as sink:
+        fill(sink, voxels)
+        sink.finish({"model": "m"})
+    with open_volume(path) as source:
+        assert source.voxel_size_um == (None if name == "a.v3draw" else size)
+        assert source.dtype == voxels.dtype
+        assert np.array_equal(source.read(Box.whole(source.shape)), voxels)
+
+
+def test_a_full_disk_in_the_middle_is_a_write_error_that_says_what_to_do(tmp_path):
+    with create_sink(tmp_path / "a.tif", "tiff", (4, 5, 6), "uint8") as sink:
+        unit = next(sink.units())
+
+        def full(data, offset):
+            raise OSError(28, "No space left on device")
+
+        sink._file.write_at = full
+        with pytest.raises(WriteError, match=r"No space left.*make room"):
+            sink.write(unit, volume((4, 5, 6), "uint8"))
+        assert not sink.holds(unit)
