@@ -43,7 +43,7 @@ class Codec:
 
 #: By the number under which a filter is registered with the HDF Group.
 CODECS = {
-    1: Codec("zlib", lambda data, n: imagecodecs.zlib_decode(data, out=n), 1100),
+    1: Codec("zlib", lambda data, n: imagecodecs.deflate_decode(data, out=n), 1100),
     32000: Codec("LZF", lambda data, n: imagecodecs.lzf_decode(data, out=n), 140),
     32004: Codec("LZ4", lambda data, n: imagecodecs.lz4h5_decode(data, out=n), 260),
     32015: Codec("zstd", lambda data, n: imagecodecs.zstd_decode(data, out=n), 70_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ class RawSource(Source):
             self._files.close()
             raise
         self._workers = Workers(options.threads, "neurodeploy-read")
+        self._local = threading.local()
 
     def amplification(self, box_shape: Shape) -> float:
         """1.0: every voxel can be reached alone."""
@@ -155,12 +157,12 @@ class RawSource(Source):
         if (pitch - width) * item <= _GAP_BYTES or pitch <= 4 * width:
             span = (rows - 1) * pitch + width
             straight = width == pitch and out.flags.c_contiguous
-            flat = out.reshape(-1) if straight else np.empty(rows * pitch, self.dtype)
+            flat = out.reshape(-1) if straight else self._buffer(rows * pitch)
             self._files.read_into(file, start, _bytes(flat[:span]), what)
             if not straight:
                 out[0] = flat.reshape(rows, pitch)[:, :width]
         else:
-            line = np.empty(width, self.dtype)
+            line = self._buffer(width)
             for row in range(rows):
                 self._files.read_into(
                     file, start + row * pitch * item, _bytes(line), what
@@ -168,6 +170,13 @@ class RawSource(Source):
                 out[0, row] = line
         if not self._planes.stored.isnative:
             out.byteswap(inplace=True)
+
+    def _buffer(self, voxels: int) -> NDArray[Any]:
+        """Room of this thread, the same at every call: fresh memory costs a fault."""
+        buffer: NDArray[Any] | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < voxels:
+            buffer = self._local.buffer = np.empty(voxels, self.dtype)
+        return buffer[:voxels]
 
     def fingerprint(self) -> str:
         """See `Source.fingerprint`."""

@@ -445,7 +445,7 @@ def _segments(
     count = prod(page.grid) * page.samples
     planes = len(series)
     files: dict[Path, int] = {}
-    alike = True
+    alike, known, layout = True, None, page
     file, offsets, sizes, decoders = [], [], [], []
     for number, frame in enumerate(_pages(series)):
         if frame is None:
@@ -453,8 +453,9 @@ def _segments(
                 f"{where} lacks plane {number} of {planes}: {_missing(series)}"
             )
         key = frame.keyframe
-        layout = PageLayout.of(key)
-        alike &= layout == page
+        if key is not known:  # most pages share one
+            known, layout = key, PageLayout.of(key)
+            alike &= layout == page
         if (
             layout.shaped != page.shaped
             or layout.chunk != page.chunk

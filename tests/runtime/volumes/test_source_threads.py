@@ -70,7 +70,8 @@ def test_a_pass_in_small_boxes_decodes_each_plane_once_where_a_slab_is_kept(zlib
         for box in boxes:
             volume.read(box)
         assert volume.decoded == PLANES
-    with open_volume(zlib_stack, threads=2, cache_bytes=4 * PLANE_BYTES) as volume:
+    # One thread: with two, a plane may be asked for again before it is forgotten.
+    with open_volume(zlib_stack, threads=1, cache_bytes=4 * PLANE_BYTES) as volume:
         for box in boxes:
             volume.read(box)
         assert volume.decoded == PLANES * 12  # what an amplification of 12 means
