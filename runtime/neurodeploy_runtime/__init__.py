@@ -24,6 +24,7 @@ from neurodeploy_runtime._errors import (
     MemoryCapError,
     NeurodeployError,
     OutputError,
+    OverrunError,
     ReadError,
     RequestError,
     ResumeError,
@@ -48,6 +49,7 @@ from neurodeploy_runtime.engines import (
     choose_engine,
     open_engine,
 )
+from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
 from neurodeploy_runtime.volumes import (
     ArraySource,
     Sink,
@@ -71,12 +73,15 @@ __all__ = [
     "Golden",
     "Histogram",
     "InputError",
+    "LiveSegmenter",
+    "LiveSettings",
     "MemoryCapError",
     "ModelSpec",
     "NeurodeployError",
     "Normalisation",
     "NumpyEngine",
     "OutputError",
+    "OverrunError",
     "Progress",
     "ReadError",
     "Report",

@@ -15,6 +15,7 @@ NeurodeployError            exit_code 1
     ├── EngineError         the network could not be run
     ├── CancelledError      the caller asked to stop
     └── StreamError         a live stream was used wrongly or has failed
+        └── OverrunError    planes come faster than they are segmented
 """
 
 from typing import ClassVar
@@ -82,3 +83,9 @@ class CancelledError(RunError):
 
 class StreamError(RunError):
     """A live stream was used wrongly or has failed."""
+
+
+class OverrunError(StreamError):
+    """Planes come faster than they are segmented; of a push, `accepted` were taken."""
+
+    accepted: int = 0

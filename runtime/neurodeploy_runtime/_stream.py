@@ -128,7 +128,7 @@ class RegionStream:
         One thread runs each.
     normalisation
         Or a function that waits for planes and learns it from them: it is called once,
-        in the thread that cuts, when the first planes are there.
+        in the thread that cuts; None says that no plane came.
     emit
         Called in z order, from one thread, with each finished plane and the ring that
         holds it; the ring's plane is cleared when it returns.
@@ -145,7 +145,7 @@ class RegionStream:
         region: Box,
         ring: PlaneRing,
         engines: Sequence[Engine],
-        normalisation: Normalisation | Callable[[], Normalisation],
+        normalisation: Normalisation | Callable[[], Normalisation | None],
         emit: Emit,
         *,
         dtype: np.dtype[Any],
@@ -251,7 +251,7 @@ class RegionStream:
     def _cut(self) -> None:
         axis = self._plan.axes[0]
         order = 0
-        normaliser: Normaliser | None = None
+        normaliser = self._normaliser()
         layer = axis.meeting(
             self._region.start[0], self._region.stop[0], self._plan.shape[0]
         ).start
@@ -269,12 +269,10 @@ class RegionStream:
             depth = self._depth if self._depth is not None else arrived
             known = self._depth is not None or ended
             last = known and layer + 1 >= axis.count(depth)
-            if known and depth == 0:
+            if normaliser is None or (known and depth == 0):
                 break
             extent = depth if known else end + axis.tile
             if self._ring.whole(*axis.reads(layer, extent)):
-                if normaliser is None:
-                    normaliser = self._normaliser()
                 order = self._cut_layer(layer, last, extent, order, normaliser)
             else:
                 order = self._lose_layer(layer, last, order)
@@ -284,9 +282,11 @@ class RegionStream:
             self._ring.release(max(0, layer * axis.stride - axis.margin))
         self._ready.end()
 
-    def _normaliser(self) -> Normaliser:
+    def _normaliser(self) -> Normaliser | None:
         settle = self._settle
-        normalisation = settle if isinstance(settle, Normalisation) else settle()
+        normalisation = settle() if callable(settle) else settle
+        if normalisation is None:
+            return None
         return Normaliser(normalisation, normalisation.table(self._dtype))
 
     def _lose_layer(self, layer: int, last: bool, order: int) -> int:

@@ -1,0 +1,136 @@
+"""Finished planes into an output of known depth."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._errors import OutputError, StreamError
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._journal import Record, checksum
+from neurodeploy_runtime._provenance import content_digest
+from neurodeploy_runtime.volumes import create_sink, sink_kind
+
+#: Planes of a unit: what is gathered before it is written.
+GRAIN = 32
+
+
+class PlaneWriter:
+    """Writes uint8 planes, in order, into a new file of any format; a context manager.
+
+    The file has another name, beginning with a dot, until :meth:`finish`; leaving
+    without that removes it. A slab of planes is allocated at the start.
+
+    Raises
+    ------
+    OutputError
+        Something lies at `path`, or it cannot be written there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Shape,
+        voxel_size_um: tuple[float, float, float] | None = None,
+        *,
+        mask: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        kind = sink_kind(path)
+        self.path = path
+        self.shape = shape
+        if path.exists() and not overwrite:
+            raise OutputError(
+                f"{path} is already there: choose another name, or ask to overwrite it"
+            )
+        height, width = shape[1:]
+        stem = path.name.removesuffix(path.suffix)
+        self._partial = path.with_name(f".{stem}.partial{path.suffix}")
+        chunked = kind in ("ome-zarr", "precomputed")
+        cell = (256, 256) if chunked else (height, width)
+        self._sink = create_sink(
+            self._partial,
+            kind,
+            shape,
+            np.uint8,
+            voxel_size_um,
+            grain=(GRAIN, *cell),
+            pooling="max" if mask else "mean",
+            overwrite=True,
+        )
+        self._slab = np.zeros((self._sink.grain[0], height, width), np.uint8)
+        self._next = 0
+        self._records: dict[Shape, Record] = {}
+
+    @property
+    def planes(self) -> int:
+        """Planes that were added."""
+        return self._next
+
+    def add(self, plane: NDArray[np.uint8]) -> None:
+        """The next plane (y, x); it is copied."""
+        if self._next == self.shape[0]:
+            raise StreamError(
+                f"{self.path} was made for {self.shape[0]} planes, and more have come"
+            )
+        at = self._next % len(self._slab)
+        np.copyto(self._slab[at], plane)
+        self._next += 1
+        if at + 1 == len(self._slab) or self._next == self.shape[0]:
+            self._write(self._next - at - 1, self._next)
+
+    def content(self) -> dict[str, Any]:
+        """What proves the voxels, as a report of `segment` has it."""
+        return {
+            "grain": list(self._sink.grain),
+            "digest": content_digest(self._records, 0),
+        }
+
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Fill up with empty planes, complete the file, and give it its name."""
+        empty = np.zeros(self.shape[1:], np.uint8)
+        while self._next < self.shape[0]:
+            self.add(empty)
+        self._sink.finish(metadata)
+        self._sink.close()
+        for path in self._sink.scratch:
+            path.unlink(missing_ok=True)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        self._partial.replace(self.path)
+
+    def _write(self, start: int, stop: int) -> None:
+        slab = Box((start, 0, 0), (stop, *self.shape[1:]))
+        for unit in slab.grid(self._sink.grain):
+            z, y, x = unit.shift((-start, 0, 0)).slices
+            voxels = np.ascontiguousarray(self._slab[z, y, x])
+            if voxels.any() or not self._sink.sparse:
+                self._sink.write(unit, voxels)
+            self._records[unit.start] = Record(unit.start, (checksum(voxels),))
+
+    def close(self) -> None:
+        """Let go of the file; what has not been finished is removed."""
+        self._sink.close()
+        for path in self._sink.scratch:
+            path.unlink(missing_ok=True)
+        if self._partial.is_dir():
+            shutil.rmtree(self._partial, ignore_errors=True)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

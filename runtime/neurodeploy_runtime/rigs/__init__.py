@@ -1,0 +1,1 @@
+"""Adapters to the software that runs microscopes; one module each."""

@@ -1,0 +1,34 @@
+"""One engine for several streams."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime.engines import Engine
+
+
+class SharedEngine(Engine):
+    """Lets one stream at a time use an engine; closing it leaves the engine open."""
+
+    name = "shared"
+
+    def __init__(self, engine: Engine, lock: threading.Lock) -> None:
+        super().__init__(
+            engine.bundle,
+            device=engine.device,
+            precision=engine.precision,
+            batch=engine.batch,
+        )
+        self._engine = engine
+        self._lock = lock
+
+    def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """See :meth:`Engine.infer`."""
+        with self._lock:
+            self._engine.infer(batch, out)
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""

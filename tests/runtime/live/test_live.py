@@ -1,0 +1,492 @@
+"""Live segmentation: the same bits as of the finished stack, and nothing hangs."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurodeploy_runtime import (
+    EngineError,
+    InputError,
+    MemoryCapError,
+    Normalisation,
+    NumpyEngine,
+    OverrunError,
+    Segmenter,
+    SegmentSettings,
+    SettingsError,
+    StreamError,
+)
+from neurodeploy_runtime.live import Gap, LiveSegmenter, LiveSettings
+
+UNIT = Normalisation("unit", 0.0, 255.0)
+WAIT_S = 30.0
+
+
+def engine_of(bundle):
+    """An engine whose answer depends on where in the tile a voxel lies."""
+    window = bundle.spec.window
+    margin = bundle.spec.margin
+    ramp = np.random.default_rng(1).random(window, np.float32)
+    middle = tuple(slice(m, m + w) for m, w in zip(margin, window, strict=True))
+
+    def function(batch):
+        return batch[(slice(None), slice(None), *middle)] * ramp
+
+    return NumpyEngine(bundle, function, batch=2)
+
+
+def stack_of(depth, height=20, width=24, dtype=np.uint8):
+    rng = np.random.default_rng(depth)
+    return rng.integers(0, 255, (depth, height, width)).astype(dtype)
+
+
+def whole(bundle, stack, **options):
+    """The finished stack, as `segment` does it."""
+    made = SegmentSettings(normalisation=UNIT, **options)
+    with Segmenter(bundle, made, engines=[engine_of(bundle)]) as segmenter:
+        return segmenter.segment_array(stack)
+
+
+def opened(bundle, stack, *, engine=None, on_plane=None, **options):
+    options = {"normalisation": UNIT, "outlet_planes": 200} | options
+    return LiveSegmenter(
+        bundle,
+        stack.shape[1:],
+        stack.dtype,
+        LiveSettings(**options),
+        engines=[engine or engine_of(bundle)],
+        on_plane=on_plane,
+    )
+
+
+def bundle_of(make, lengths, overlap):
+    """A bundle whose tiles and windows are so long on z: a slice model's is 1."""
+    tile, window = lengths
+    return make(
+        tile=(tile, 16, 16),
+        window=None if tile == window else (window, 16, 16),
+        overlap=(overlap if window > 1 else 0.0, 0.25, 0.25),
+    )
+
+
+class Gate(NumpyEngine):
+    """An engine that computes nothing while it is held."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle, engine_of(bundle)._function)
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def infer(self, batch, out):
+        self.reached.set()
+        assert self.open.wait(WAIT_S)
+        super().infer(batch, out)
+
+
+@contextmanager
+def held(bundle, stack, **options) -> Iterator[tuple[LiveSegmenter, Gate]]:
+    gate = Gate(bundle)
+    with opened(bundle, stack, engine=gate, **options) as live:
+        try:
+            yield live, gate
+        finally:
+            gate.open.set()
+
+
+@pytest.fixture
+def bundle(make_identity_bundle):
+    return make_identity_bundle(tile=(8, 16, 16))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    depth=st.integers(1, 40),
+    height=st.integers(1, 24),
+    lengths=st.sampled_from([(1, 1), (5, 1), (8, 4), (9, 5), (8, 8)]),
+    overlap=st.sampled_from([0.0, 0.25, 0.5]),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.float32]),
+    kind=st.sampled_from(["mask", "probability"]),
+    chunk=st.integers(1, 9),
+)
+def test_a_live_stack_has_the_bits_of_the_finished_one(
+    make_identity_bundle, depth, height, lengths, overlap, dtype, kind, chunk
+):
+    made = bundle_of(make_identity_bundle, lengths, overlap)
+    stack = stack_of(depth, height, 21, dtype)
+    with opened(made, stack, output_kind=kind) as live:
+        for z in range(0, depth, chunk):
+            live.push(stack[z : z + chunk], timeout_s=WAIT_S)
+        live.finish()
+        planes = list(live.planes())
+    assert [p.z for p in planes] == list(range(depth))
+    assert all(p.valid for p in planes)
+    expected = whole(made, stack, output_kind=kind)
+    np.testing.assert_array_equal(np.stack([p.voxels for p in planes]), expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    depth=st.integers(1, 60),
+    absent=st.sets(st.integers(0, 59), max_size=6),
+    lengths=st.sampled_from([(5, 1), (8, 4), (8, 8)]),
+)
+def test_absent_planes_cost_only_the_planes_whose_tiles_read_them(
+    make_identity_bundle, depth, absent, lengths
+):
+    made = bundle_of(make_identity_bundle, lengths, 0.25)
+    stack = stack_of(depth)
+    # The last plane says how deep the stack is.
+    absent = {z for z in absent if z < depth - 1}
+    with opened(made, stack) as live:
+        for z in range(depth):
+            if z not in absent:
+                live.push(stack[z], z=z, timeout_s=WAIT_S)
+        live.finish()
+        planes = list(live.planes())
+        status = live.status
+    axis = live._z_axis
+    spoilt = set()
+    for k in range(axis.count(depth)):
+        start = k * axis.stride
+        if absent & set(range(*axis.reads(k, depth))):
+            spoilt |= set(range(start, start + axis.window))
+    assert [p.z for p in planes] == list(range(depth))
+    assert {p.z for p in planes if not p.valid} == {z for z in spoilt if z < depth}
+    expected = whole(made, stack)
+    for plane in planes:
+        np.testing.assert_array_equal(
+            plane.voxels, expected[plane.z] if plane.valid else 0
+        )
+    assert status.missing == len(absent)
+    told = {z for gap in status.gaps for z in range(gap.start, gap.stop)}
+    assert told == absent
+
+
+def test_the_normalisation_is_learnt_from_planes_that_are_kept(make_identity_bundle):
+    made = make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
+    stack = stack_of(30, dtype=np.uint16)
+    with opened(made, stack, normalisation=None, learn_planes=10) as live:
+        live.push(stack)
+        live.finish()
+        planes = list(live.planes())
+        learnt = live.status.normalisation
+    with Segmenter(made, engines=[engine_of(made)]) as segmenter:
+        first = SegmentSettings(normalisation=None)
+        assert first.normalisation is None
+        from neurodeploy_runtime import Histogram
+
+        histogram = Histogram(np.uint16)
+        histogram.add(stack[:10])
+        assert learnt == histogram.freeze("background-asinh")
+        segmenter.settings = SegmentSettings(normalisation=learnt)
+        expected = segmenter.segment_array(stack)
+    np.testing.assert_array_equal(np.stack([p.voxels for p in planes]), expected)
+
+
+def test_a_constant_image_is_refused_and_everyone_is_told(bundle):
+    stack = np.full((12, 20, 24), 7, np.uint8)
+    with opened(bundle, stack, normalisation=None, learn_planes=4) as live:
+        live.push(stack[:9])
+        with pytest.raises(
+            InputError, match="constant: every voxel that was read is 7"
+        ):
+            live.flush(WAIT_S)
+        with pytest.raises(InputError, match="constant"):
+            live.push(stack[9])
+        with pytest.raises(InputError, match="constant"):
+            next(live.planes())
+        assert live.state == "failed"
+
+
+def test_a_stack_without_planes_has_no_result(bundle):
+    with opened(bundle, stack_of(1), normalisation=None) as live:
+        live.finish()
+        assert list(live.planes()) == []
+        live.flush(WAIT_S)
+        assert live.state == "done"
+
+
+def test_planes_of_another_kind_are_refused_and_the_stream_lives_on(bundle):
+    stack = stack_of(10)
+    with opened(bundle, stack) as live:
+        live.push(stack[0])
+        with pytest.raises(SettingsError, match=r"shape \(4, 4\) does not belong"):
+            live.push(np.zeros((4, 4), np.uint8))
+        with pytest.raises(SettingsError, match="float32 does not belong"):
+            live.push(stack[0].astype(np.float32))
+        with pytest.raises(StreamError, match="plane 0 comes after plane 0"):
+            live.push(stack[0], z=0)
+        with pytest.raises(StreamError, match="9999 planes in a row are not missed"):
+            live.push(stack[0], z=10_000)
+        assert live.state == "streaming"
+        live.push(stack[1:])
+        live.finish()
+        masks = np.stack([p.voxels for p in live.planes()])
+    np.testing.assert_array_equal(masks, whole(bundle, stack))
+
+
+def test_a_full_ring_blocks_for_as_long_as_was_said_and_can_go_on(bundle):
+    # More tiles in a layer than slots, so that it stays in the ring while it is held.
+    stack = stack_of(30, 40, 48)
+    with held(bundle, stack, ring_planes=10) as (live, gate):
+        live.push(stack[:9])
+        assert gate.reached.wait(WAIT_S)
+        assert live.ready_for(1)
+        assert not live.ready_for(2)
+        with pytest.raises(
+            OverrunError, match="plane 10 found no room: 10 planes"
+        ) as e:
+            live.push(stack[9:12], timeout_s=0.01)
+        assert e.value.accepted == 1
+        assert live.status.queued == 10
+        gate.open.set()
+        live.push(stack[10:], timeout_s=WAIT_S)
+        live.finish()
+        assert len(list(live.planes())) == 30
+
+
+def test_a_full_ring_fails_where_that_was_asked_for(bundle):
+    stack = stack_of(30, 40, 48)
+    with held(bundle, stack, ring_planes=10, when_full="fail") as (live, gate):
+        with pytest.raises(OverrunError, match="plane 10 found no room"):
+            live.push(stack)
+        gate.open.set()
+        with pytest.raises(OverrunError):
+            live.push(stack[0])
+        with pytest.raises(OverrunError):
+            list(live.planes())
+        assert live.state == "failed"
+
+
+def test_dropping_leaves_out_whole_tiles_and_shifts_nothing(bundle):
+    # Windows of 8, strides of 6.
+    stack = stack_of(60, 40, 48)
+    with held(bundle, stack, ring_planes=16, when_full="drop") as (live, gate):
+        taken = [live.push(plane) for plane in stack[:30]]
+        assert gate.reached.wait(WAIT_S)
+        # Plane 16 finds no room; the tile from 18 on does not read it.
+        assert taken == [True] * 16 + [False] * 14
+        gate.open.set()
+        deadline = time.monotonic() + WAIT_S
+        while live.status.room_planes < 9 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for plane in stack[30:]:
+            live.push(plane)
+            live.flush(WAIT_S)
+        live.finish()
+        planes = list(live.planes())
+        status = live.status
+    assert status.gaps == (Gap(16, 30, "dropped"),)
+    assert status.dropped == 14
+    assert str(status.gaps[0]) == "planes 16 to 29 dropped"
+    assert [p.z for p in planes] == list(range(60))
+    # Tiles 12:20, 18:26 and 24:32 were not run.
+    assert [p.z for p in planes if not p.valid] == list(range(12, 32))
+    expected = whole(bundle, stack)
+    for plane in planes:
+        if plane.valid:
+            np.testing.assert_array_equal(plane.voxels, expected[plane.z])
+    assert status.done + status.lost == 60
+
+
+def test_an_engine_that_fails_is_heard_of_everywhere(bundle):
+    class Broken(NumpyEngine):
+        def infer(self, batch, out):
+            raise EngineError("the device is gone")
+
+    stack = stack_of(40)
+    live = opened(bundle, stack, engine=Broken(bundle))
+    future = live.future(3)
+    live.push(stack[:9])
+    with pytest.raises(EngineError, match="the device is gone"):
+        live.flush(WAIT_S)
+    with pytest.raises(EngineError, match="the device is gone"):
+        live.push(stack[9])
+    with pytest.raises(EngineError, match="the device is gone"):
+        list(live.planes())
+    with pytest.raises(EngineError, match="the device is gone"):
+        future.result(WAIT_S)
+    assert not live.ready_for(1)
+    live.close()
+    live.close()
+    assert live.state == "closed"
+    with pytest.raises(StreamError, match="closed"):
+        live.finish()
+
+
+def test_an_error_of_any_kind_in_an_engine_is_an_engine_error(bundle):
+    class Odd(NumpyEngine):
+        def infer(self, batch, out):
+            raise ZeroDivisionError("odd")
+
+    stack = stack_of(20)
+    with opened(bundle, stack, engine=Odd(bundle)) as live:
+        live.push(stack[:9])
+        with pytest.raises(EngineError, match="ZeroDivisionError: odd"):
+            live.flush(WAIT_S)
+
+
+def test_a_callback_has_every_plane_and_its_error_ends_the_stream(bundle):
+    stack = stack_of(20)
+    seen: list[int] = []
+    with opened(bundle, stack, on_plane=lambda p: seen.append(p.z)) as live:
+        live.push(stack)
+        live.finish()
+        live.flush(WAIT_S)
+        assert seen == list(range(20))
+        with pytest.raises(StreamError, match="on_plane"):
+            next(live.planes())
+
+    def burst(plane):
+        raise ValueError("the disk is full")
+
+    with opened(bundle, stack, on_plane=burst) as live:
+        live.push(stack)
+        with pytest.raises(ValueError, match="the disk is full"):
+            live.flush(WAIT_S)
+        with pytest.raises(ValueError, match="the disk is full"):
+            live.push(stack[0])
+
+
+def test_futures_get_their_planes_and_the_queue_the_others(bundle):
+    stack = stack_of(20)
+    with opened(bundle, stack) as live:
+        futures = [live.future(z) for z in (3, 17, 25)]
+        live.push(stack)
+        live.finish()
+        others = [p.z for p in live.planes()]
+        assert [f.result(WAIT_S).z for f in futures[:2]] == [3, 17]
+        assert others == [z for z in range(20) if z not in (3, 17)]
+        with pytest.raises(StreamError, match="ended before plane 25"):
+            futures[2].result(WAIT_S)
+        with pytest.raises(StreamError, match="plane 4 was finished before"):
+            live.future(4)
+
+
+def test_a_reader_that_never_reads_holds_up_and_is_named(bundle):
+    stack = stack_of(60)
+    with opened(bundle, stack, outlet_planes=3, ring_planes=10) as live:
+        live.push(stack[:9])
+        with pytest.raises(StreamError, match="3 finished planes wait and nobody"):
+            live.flush(0.2)
+        with pytest.raises(OverrunError, match="3 finished ones wait for their reader"):
+            live.push(stack[9:], timeout_s=0.2)
+        # Whoever only looks is not held up, and takes nothing.
+        assert live.preview(timeout_s=WAIT_S).z >= 2
+        assert live.status.waiting == 3
+
+
+def test_the_preview_shows_the_latest_plane_and_image(bundle):
+    stack = stack_of(20)
+    with opened(bundle, stack) as live:
+        assert live.preview() is None
+        live.push(stack)
+        z, image = live.preview_image(longest=12)
+        assert z == 19
+        np.testing.assert_array_equal(image, stack[19, ::2, ::2])
+        live.finish()
+        live.flush(WAIT_S)
+        latest = live.preview()
+        assert latest.z == 19
+        assert live.preview(newer_than=19) is None
+        np.testing.assert_array_equal(latest.voxels, whole(bundle, stack)[19])
+
+
+def test_planes_that_are_kept_are_never_written_over(bundle):
+    stack = stack_of(100)
+    expected = whole(bundle, stack)
+    kept = []
+    with opened(bundle, stack, outlet_planes=2) as live:
+        pusher = threading.Thread(
+            target=lambda: (live.push(stack, timeout_s=WAIT_S), live.finish())
+        )
+        pusher.start()
+        for plane in live.planes():
+            # A part keeps the plane's memory; the plane itself is let go.
+            kept.append(plane.voxels[3:7])
+            with pytest.raises(ValueError, match="read-only"):
+                plane.voxels[0, 0] = 1
+        pusher.join()
+    np.testing.assert_array_equal(np.stack(kept), expected[:, 3:7])
+
+
+def test_a_segmenter_serves_one_stack_after_another(bundle):
+    stack = stack_of(31)
+    with opened(bundle, stack) as live:
+        with pytest.raises(StreamError, match="streaming stack cannot be followed"):
+            live.again()
+        for depth in (31, 5, 18):
+            live.push(stack[:depth], timeout_s=WAIT_S)
+            live.finish()
+            masks = np.stack([p.voxels for p in live.planes()])
+            live.flush(WAIT_S)
+            np.testing.assert_array_equal(masks, whole(bundle, stack[:depth]))
+            assert live.status.done == depth
+            with pytest.raises(StreamError, match="finished"):
+                live.push(stack[0])
+            live.again()
+
+
+def test_closing_in_the_middle_leaves_no_thread_behind(bundle):
+    before = set(threading.enumerate())
+    stack = stack_of(40)
+    with opened(bundle, stack, outlet_planes=1, on_plane=lambda p: None) as live:
+        live.push(stack, timeout_s=WAIT_S)
+    assert set(threading.enumerate()) <= before
+
+
+def test_what_memory_does_not_allow_is_refused_before_it_is_taken(bundle):
+    with pytest.raises(MemoryCapError, match=r"take 4\.65 GB and may take 0\.00"):
+        opened(bundle, np.zeros((1, 4096, 4096), np.uint16), memory_bytes=1_000_000)
+    with pytest.raises(SettingsError, match="ring of 8 planes is too small"):
+        opened(bundle, stack_of(1), ring_planes=8)
+
+
+def test_the_counts_of_the_status_add_up_at_every_moment(bundle):
+    stack = stack_of(80)
+    with opened(bundle, stack) as live:
+        for plane in stack:
+            live.push(plane, timeout_s=WAIT_S)
+            s = live.status
+            assert s.pushed == s.queued + s.in_flight + s.done + s.lost
+        live.flush(WAIT_S)
+        least, most = live.lag_planes
+        assert (least, most) == (3, 8)
+        assert live.status.done >= 80 - most
+        live.finish()
+        live.flush(WAIT_S)
+        s = live.status
+        assert (s.state, s.done, s.queued, s.in_flight) == ("done", 80, 0, 0)
+        assert 0 < s.latency_p50_s <= s.latency_p95_s <= s.latency_max_s
+        assert s.mvoxel_per_s > 0
+
+
+def test_memory_is_flat_over_a_long_run(bundle):
+    plane = stack_of(1, 64, 64)[0]
+    with opened(bundle, plane[None], outlet_planes=8, on_plane=lambda p: None) as live:
+        for _ in range(300):
+            live.push(plane, timeout_s=WAIT_S)
+        live.flush(WAIT_S)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(1200):
+                live.push(plane, timeout_s=WAIT_S)
+            live.flush(WAIT_S)
+            gc.collect()
+            grown = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+    # 1200 planes are 4.9 MB of pixels, in and out.
+    assert grown < 200_000

@@ -1,0 +1,269 @@
+"""Beside pymmcore-plus: z-stacks of a camera that is written in Python."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+pymmcore_plus = pytest.importorskip("pymmcore_plus")
+useq = pytest.importorskip("useq")
+pytest.importorskip("tensorstore")
+
+from pymmcore_plus.experimental.unicore import (  # noqa: E402
+    SimpleCameraDevice,
+    StageDevice,
+    UniMMCore,
+)
+
+from neurodeploy_runtime import (  # noqa: E402
+    EngineError,
+    Normalisation,
+    NumpyEngine,
+    OverrunError,
+    Segmenter,
+    SegmentSettings,
+    SettingsError,
+    open_volume,
+)
+from neurodeploy_runtime.live import LiveSettings  # noqa: E402
+from neurodeploy_runtime.rigs.pymmcore import MdaSegmenter  # noqa: E402
+
+UNIT = Normalisation("unit", 0.0, 65535.0)
+SHAPE = (40, 48)
+WAIT_S = 60.0
+
+
+class Stage(StageDevice):
+    def __init__(self):
+        super().__init__()
+        self._z = 0.0
+
+    def set_position_um(self, val):
+        self._z = val
+
+    def get_position_um(self):
+        return self._z
+
+    def home(self):
+        self._z = 0.0
+
+    def stop(self):
+        pass
+
+    def set_origin(self):
+        pass
+
+
+class Camera(SimpleCameraDevice):
+    """Frame n is drawn from the seed n; frames in `broken` fail."""
+
+    def __init__(self, broken=()):
+        super().__init__()
+        self.broken = set(broken)
+        self.taken = 0
+
+    def get_exposure(self):
+        return 1.0
+
+    def set_exposure(self, exposure):
+        pass
+
+    def sensor_shape(self):
+        return SHAPE
+
+    def dtype(self):
+        return np.uint16
+
+    def snap(self, buffer):
+        n = self.taken
+        self.taken += 1
+        if n in self.broken:
+            raise RuntimeError("the camera has stopped")
+        buffer[:] = frame(n)
+        return {}
+
+
+def frame(n):
+    return np.random.default_rng(n).integers(0, 65535, SHAPE).astype(np.uint16)
+
+
+@pytest.fixture
+def make_core():
+    cores = []
+
+    def make(broken=()):
+        core = UniMMCore()
+        cores.append(core)
+        camera = Camera(broken)
+        core.loadPyDevice("cam", camera)
+        core.loadPyDevice("z", Stage())
+        core.initializeAllDevices()
+        core.setCameraDevice("cam")
+        core.setFocusDevice("z")
+        # Without this, the runner asks a shutter that does not exist.
+        core.setAutoShutter(False)
+        return core
+
+    yield make
+    for core in cores:
+        core.unloadAllDevices()
+
+
+@pytest.fixture
+def bundle(make_identity_bundle):
+    return make_identity_bundle(tile=(8, 16, 16))
+
+
+def made(bundle, path, engine=None, **options):
+    settings = LiveSettings(**({"normalisation": UNIT, "timeout_s": WAIT_S} | options))
+    return MdaSegmenter(bundle, path, settings, engine=engine or NumpyEngine(bundle))
+
+
+def expected_of(bundle, numbers):
+    stack = np.stack([frame(n) for n in numbers])
+    made = SegmentSettings(normalisation=UNIT)
+    with Segmenter(bundle, made, engines=[NumpyEngine(bundle)]) as segmenter:
+        return segmenter.segment_array(stack)
+
+
+def voxels_of(path):
+    with open_volume(path) as source:
+        from neurodeploy_runtime import Box
+
+        return source.read(Box.whole(source.shape))
+
+
+def z_stack(n, **more):
+    return useq.MDASequence(z_plan={"range": n - 1, "step": 1.0}, **more)
+
+
+def test_a_stack_is_segmented_as_an_output_of_run_mda(bundle, make_core, tmp_path):
+    path = tmp_path / "run.seg.ome.zarr"
+    with made(bundle, path) as live:
+        make_core().run_mda(z_stack(20), output=live, block=True)
+        (result,) = live.wait(WAIT_S)
+    assert (result.path, result.frames, result.invalid) == (path, 20, ())
+    assert result.error is None
+    np.testing.assert_array_equal(voxels_of(path), expected_of(bundle, range(20)))
+    inside = json.loads((path / "zarr.json").read_text())["attributes"]["neurodeploy"]
+    assert inside["model"]["digest"] == bundle.digest
+    assert inside["frames"] == 20
+
+
+def test_a_stack_is_segmented_by_signal(bundle, make_core, tmp_path):
+    path = tmp_path / "run.seg.ome.zarr"
+    core = make_core()
+    with made(bundle, path) as live:
+        with live.attach(core):
+            core.run_mda(z_stack(13), block=True)
+        live.wait(WAIT_S)
+    np.testing.assert_array_equal(voxels_of(path), expected_of(bundle, range(13)))
+
+
+def test_positions_and_channels_are_kept_apart(bundle, make_core, tmp_path):
+    core = make_core()
+    for name in ("488", "561"):
+        core.defineConfig("Channel", name)
+    # Channels change inside the stack: frames of two stacks alternate.
+    sequence = z_stack(
+        9,
+        axis_order="pzc",
+        channels=[{"config": "488"}, {"config": "561"}],
+        stage_positions=[{"z": 0.0}, {"z": 50.0}],
+    )
+    with made(bundle, tmp_path / "run.seg.ome.zarr") as live:
+        core.run_mda(sequence, output=live, block=True)
+        results = live.wait(WAIT_S)
+    assert sorted(r.path.name for r in results) == [
+        f"run.seg.p{p}_c{c}.ome.zarr" for p in (0, 1) for c in (0, 1)
+    ]
+    for result in results:
+        first = result.index["p"] * 18 + result.index["c"]
+        expected = expected_of(bundle, range(first, first + 18, 2))
+        np.testing.assert_array_equal(voxels_of(result.path), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frames_are_counted_where_the_camera_fails(bundle, make_core, tmp_path):
+    core = make_core(broken=[11, 12])
+    with made(bundle, tmp_path / "run.seg.ome.zarr") as live:
+        core.run_mda(z_stack(20), output=live, block=True)
+        (result,) = live.wait(WAIT_S)
+    assert result.frames == 18
+    assert [str(gap) for gap in result.status.gaps] == ["planes 11 to 12 missing"]
+    # Tiles 6:14 and 12:20 read them.
+    assert result.invalid == ((6, 20),)
+    found = voxels_of(result.path)
+    assert found.shape == (20, *SHAPE)
+    np.testing.assert_array_equal(found[:6], expected_of(bundle, range(20))[:6])
+    assert not found[6:].any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stack_that_ends_early_keeps_its_depth(bundle, make_core, tmp_path):
+    core = make_core(broken=range(14, 40))
+    with made(bundle, tmp_path / "run.seg.ome.zarr") as live:
+        core.run_mda(z_stack(20), output=live, block=True)
+        (result,) = live.wait(WAIT_S)
+    assert (result.frames, result.invalid) == (14, ((14, 20),))
+    found = voxels_of(result.path)
+    np.testing.assert_array_equal(found[:14], expected_of(bundle, range(14)))
+    assert not found[14:].any()
+
+
+def test_an_engine_that_fails_is_heard_of_and_leaves_no_file(
+    bundle, make_core, tmp_path
+):
+    class Broken(NumpyEngine):
+        def infer(self, batch, out):
+            raise EngineError("the device is gone")
+
+    core = make_core()
+    with made(bundle, tmp_path / "a.ome.zarr", Broken(bundle)) as live:
+        core.run_mda(z_stack(20), output=live, block=True)
+        with pytest.raises(EngineError, match="the device is gone"):
+            live.wait(WAIT_S)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stack_that_finds_no_room_is_reported(bundle, make_core, tmp_path):
+    class Held(NumpyEngine):
+        gate = threading.Event()
+
+        def infer(self, batch, out):
+            assert self.gate.wait(WAIT_S)
+            super().infer(batch, out)
+
+    core = make_core()
+    sequence = z_stack(9, stage_positions=[{"z": 0.0}, {"z": 9.0}, {"z": 18.0}])
+    held = Held(bundle)
+    options = {"when_full": "drop", "timeout_s": 0.01, "ring_planes": 40}
+    with made(bundle, tmp_path / "a.ome.zarr", held, **options) as live:
+        core.run_mda(sequence, output=live, block=True)
+        held.gate.set()
+        results = live.wait(WAIT_S)
+    assert {r.index["p"]: r.error is None for r in results} == {
+        0: True,
+        1: True,
+        2: False,
+    }
+    (left,) = [r.error for r in results if r.error]
+    assert "stack {'p': 2} found no room: 2 stacks before it" in left
+    held.gate.clear()
+    options["when_full"] = "fail"
+    with made(bundle, tmp_path / "b.ome.zarr", held, **options) as live:
+        core.run_mda(sequence, output=live, block=True)
+        with pytest.raises(OverrunError, match="found no room"):
+            live.wait(WAIT_S)
+        held.gate.set()
+
+
+def test_an_acquisition_without_stacks_is_refused_by_name(bundle, make_core, tmp_path):
+    with made(bundle, tmp_path / "a.ome.zarr") as live:
+        sequence = useq.MDASequence(time_plan={"interval": 0.0, "loops": 2})
+        make_core().run_mda(sequence, output=live, block=True)
+        with pytest.raises(SettingsError, match="no z axis"):
+            live.wait(WAIT_S)
