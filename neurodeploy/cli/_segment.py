@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 @click.option("--overlap", type=float, help="Share that neighbouring tiles overlap.")
 @click.option("--flips", is_flag=True, help="Average over flips: 4 times the work.")
 @click.option(
+    "--seam-map", is_flag=True, help="Also write how much overlapping tiles disagreed."
+)
+@click.option(
     "--skip-background", is_flag=True, help="Leave out background tiles, audited."
 )
 @click.option(

@@ -21,6 +21,21 @@ from neurodeploy_runtime.volumes import Sink
 
 PlaneKind = Literal["mask", "probability"]
 
+#: One voxel of a seam map stands for this many on each axis.
+SEAM = 8
+
+
+def pool_seam(disagreement: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The largest disagreement of each cell of 8 × 8, as uint8.
+
+    Probabilities differ by a standard deviation of at most one half: 255 is that.
+    """
+    cells = disagreement
+    for axis in (0, 1):
+        edges = np.arange(0, cells.shape[axis], SEAM)
+        cells = np.maximum.reduceat(cells, edges, axis=axis)
+    return np.rint(np.minimum(cells, 0.5) * np.float32(510)).astype(np.uint8)
+
 
 def quantise(
     kind: PlaneKind,
@@ -57,6 +72,8 @@ class _Slab:
 
     box: Box
     parts: list[NDArray[np.uint8]]
+    #: How much tiles disagreed, at 1/8 resolution, where that is asked for.
+    seam: NDArray[np.uint8] | None = None
 
 
 class UnitOutlet:
@@ -72,6 +89,8 @@ class UnitOutlet:
         Where the outputs' first voxel lies in the volume.
     skip
         Units that are durable already: they are not written again.
+    seam
+        Takes the seam map: how much overlapping tiles disagreed, at 1/8 resolution.
     written
         Called with each unit (in output coordinates) when it is recorded.
     """
@@ -87,8 +106,10 @@ class UnitOutlet:
         projections: Projections,
         written: Callable[[Box, int], None],
         skip: frozenset[Shape] = frozenset(),
+        seam: Sink | None = None,
         clock: Clock,
     ) -> None:
+        self._seam = seam
         self._outputs = outputs
         self._region = region
         self._origin = origin
@@ -139,12 +160,18 @@ class UnitOutlet:
             self._slab = _Slab(
                 Box((start, oy, ox), (stop, oy + height, ox + width)), parts
             )
+            if self._seam is not None:
+                shape = tuple(-(-n // SEAM) for n in self._slab.box.shape)
+                self._slab.seam = np.zeros(shape, np.uint8)
         slab = self._slab
         at = oz - slab.box.start[0]
         plane = blend.plane_of(z)
         with self._clock.stage("quantise"):
             for output, part in zip(self._outputs, slab.parts, strict=True):
                 quantise(output.kind, self._threshold, plane, part[at])
+            if slab.seam is not None:
+                into = slab.seam[at // SEAM]
+                np.maximum(into, pool_seam(blend.disagreement_of(z)), out=into)
             self._projections.add(
                 z, self._region.start[1], self._region.start[2], slab.parts[0][at]
             )
@@ -194,6 +221,18 @@ class UnitOutlet:
                 if positive or not output.sink.sparse:
                     output.sink.write(unit, np.ascontiguousarray(voxels))
                 sums.append(checksum(voxels))
+            if self._seam is not None and slab.seam is not None:
+                self._write_seam(self._seam, unit, slab)
             if self._journal is not None:
                 self._journal.record(unit, tuple(sums))
             self._written(unit, foreground)
+
+    def _write_seam(self, sink: Sink, unit: Box, slab: _Slab) -> None:
+        (z0, y0, x0), (z1, y1, x1) = (
+            tuple(-(-n // SEAM) for n in corner) for corner in (unit.start, unit.stop)
+        )
+        small = Box((z0, y0, x0), (z1, y1, x1))
+        z, y, x = (-(n // SEAM) for n in slab.box.start)
+        assert slab.seam is not None
+        part = slab.seam[small.shift((z, y, x)).slices]
+        sink.write(small, np.ascontiguousarray(part))

@@ -36,7 +36,7 @@ from neurodeploy_runtime._memory import (
     ring_depth,
 )
 from neurodeploy_runtime._normalise import Histogram, Normalisation
-from neurodeploy_runtime._outlet import Output, PlaneKind, UnitOutlet
+from neurodeploy_runtime._outlet import SEAM, Output, PlaneKind, UnitOutlet
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
@@ -95,6 +95,11 @@ class Paths:
     work: Path
     report: Path
     picture: Path
+
+    def beside(self, ending: str) -> Path:
+        """A name beside the output, such as ``big.seg.skip.tif``."""
+        base = self.output.name.removesuffix(self.output.suffix)
+        return self.output.with_name(f"{base}.{ending}")
 
     @classmethod
     def of(cls, output: Path, kind: OutputKind) -> Paths:
@@ -161,6 +166,7 @@ class SegmentRun:
         self._saved = 0.0
         self._start = time.perf_counter()
         self._skip: BackgroundSkip | None = None
+        self._seam: Sink | None = None
 
     # -- the whole -------------------------------------------------------------
 
@@ -206,6 +212,9 @@ class SegmentRun:
         """Close the sinks, once, and give the worker's place back."""
         while outputs:
             outputs.pop().sink.close()
+        if self._seam is not None:
+            self._seam.close()
+            self._seam = None
         self._journal.close()
 
     # -- before ----------------------------------------------------------------
@@ -276,6 +285,7 @@ class SegmentRun:
                 "kind": self._settings.output_kind,
                 "roi": str(self._roi),
             },
+            "seam_map": self._settings.seam_map,
             "workers": self._settings.worker[1],
         }
 
@@ -296,6 +306,7 @@ class SegmentRun:
             grain=self._grain(),
             extent=self._roi.shape,
             outputs=len(self._paths.outputs),
+            seam=self._settings.seam_map,
             slots=2 * len(self._engines) + 2,
             batch=self._engines[0].batch,
         )
@@ -346,11 +357,31 @@ class SegmentRun:
                     pooling="max" if kind == "mask" else "mean",
                 )
                 outputs.append(Output(kind, sink))
+            if self._settings.seam_map:
+                self._seam = self._open_seam(outputs[0].sink.grain)
         except BaseException:
             for output in outputs:
                 output.sink.close()
             raise
         return outputs
+
+    def _open_seam(self, grain: Shape) -> Sink:
+        """A TIFF of an eighth of the extent, whose units are those of the output."""
+        shape, units, size = (
+            tuple(-(-n // SEAM) for n in self._roi.shape),
+            tuple(-(-n // SEAM) for n in grain),
+            self._source.voxel_size_um,
+        )
+        target = self._paths.work / "seam.tif"
+        make = open_sink if target.exists() else create_sink
+        return make(
+            target,
+            "tiff",
+            shape,  # type: ignore[arg-type]
+            np.uint8,
+            tuple(SEAM * n for n in size) if size else None,  # type: ignore[arg-type]
+            grain=units,  # type: ignore[arg-type]
+        )
 
     def _working(self, kind: PlaneKind, path: Path) -> Path:
         """Where an output is while it is written.
@@ -523,6 +554,7 @@ class SegmentRun:
             projections=result,
             written=self._written,
             skip=done,
+            seam=self._seam,
             clock=self._clock,
         )
         stream = RegionStream(
@@ -536,6 +568,7 @@ class SegmentRun:
             depth=self._source.shape[0],
             clock=self._clock,
             flips=self._settings.flips,
+            seam=self._settings.seam_map,
             skip=self._skip,
         )
 
@@ -690,8 +723,12 @@ class SegmentRun:
         )
         if self._skip is not None:
             _save_skip_map(self._paths, self._skip)
+        if self._seam is not None:
+            self._seam.finish({})
         self._close(outputs)
         (self._paths.work / "naming").touch()
+        if (self._paths.work / "seam.tif").exists():
+            (self._paths.work / "seam.tif").replace(self._paths.beside("seam.tif"))
         for kind, path in self._paths.outputs:
             working = self._working(kind, path)
             if working != path:
@@ -717,10 +754,7 @@ class SegmentRun:
 def _save_skip_map(paths: Paths, skip: BackgroundSkip) -> None:
     import tifffile
 
-    path = paths.output.with_name(
-        f"{paths.output.name.removesuffix(paths.output.suffix)}.skip.tif"
-    )
-    tifffile.imwrite(path, skip.map * 255, photometric="minisblack")
+    tifffile.imwrite(paths.beside("skip.tif"), skip.map * 255, photometric="minisblack")
 
 
 def default_grain(kind: SinkKind, shape: Shape) -> Shape:

@@ -19,12 +19,15 @@ from neurodeploy_runtime import (
     Bundle,
     CancelledError,
     EngineError,
+    EngineSettings,
     InputError,
     Normalisation,
     NumpyEngine,
+    RunError,
     Segmenter,
     SegmentSettings,
     SettingsError,
+    SkipSettings,
     open_volume,
 )
 
@@ -35,7 +38,7 @@ PROBABILITY = SegmentSettings(output_kind="probability", normalisation=UNIT8)
 small = st.integers(1, 41)
 volumes = hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), small, small))
 quick = settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -250,3 +253,77 @@ def test_both_kinds_come_from_one_pass(
     assert (probability == volume).all()
     unit = volume.astype(np.float32) * np.float32(1 / 255)
     assert (mask == np.where(unit >= np.float32(0.25), 255, 0)).all()
+
+
+def test_a_seam_map_shows_where_tiles_disagree_and_nothing_elsewhere(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(16, 16, 16), overlap=(0.5, 0.5, 0.5))
+    volume = np.zeros((60, 70, 80), np.uint8)
+    volume[30:, 40:, 40:] = 255
+
+    def whole_tile(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        # The same answer all over a tile: neighbours differ where the image does.
+        return np.broadcast_to(batch.max(axis=(2, 3, 4), keepdims=True), batch.shape)
+
+    wanted = replace(PROBABILITY, seam_map=True)
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, whole_tile)])
+    segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    seam = tifffile.imread(tmp_path / "out.seam.tif")
+    assert seam.shape == (8, 9, 10)
+    assert seam[3, 4, 4] > 60
+    assert seam[0].max() == 0
+    with identity(bundle, wanted) as agreeing:
+        agreeing.segment(ArraySource(volume), tmp_path / "same.tif")
+    # One minus a square in float32 leaves a trace; it is below one grey level.
+    assert tifffile.imread(tmp_path / "same.seam.tif").max() <= 1
+
+
+def test_background_tiles_are_skipped_and_audited(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(0).normal(100, 5, (40, 200, 200)).astype(np.uint16)
+    volume[10:14, 20:180, 50:53] = 3000
+    ran = 0
+
+    def bright(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        nonlocal ran
+        ran += len(batch)
+        return np.asarray(batch > 20, np.float32)
+
+    wanted = SegmentSettings(
+        normalisation=Normalisation("unit", 100, 5),
+        skip=SkipSettings(limit_sigma=6, audit_share=0.2, limit_lost=0.05),
+        engine=EngineSettings(),
+    )
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, bright)])
+    report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    assert report.skip is not None
+    tiles, skipped = report.skip["tiles"], report.skip["skipped"]
+    assert 0 < skipped < tiles
+    assert ran == tiles - skipped + report.skip["audited"]
+    assert report.skip["lost_share"] == 0
+    assert (tifffile.imread(tmp_path / "out.tif") > 0).sum() == 4 * 160 * 3
+    assert tifffile.imread(tmp_path / "out.skip.tif").sum() == 255 * skipped
+
+
+def test_skipping_that_loses_too_much_is_an_error(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(0).normal(100, 5, (40, 200, 200)).astype(np.uint16)
+    volume[10:14, 20:180, 50:53] = 130  # dim: below the limit that is set here
+
+    def bright(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(batch > 5, np.float32)
+
+    wanted = SegmentSettings(
+        normalisation=Normalisation("unit", 100, 5),
+        skip=SkipSettings(limit_sigma=100, audit_share=0.5),
+    )
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, bright)])
+    with pytest.raises(RunError, match="may have lost up to"):
+        segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert not (tmp_path / "out.tif").exists()
