@@ -1,0 +1,110 @@
+"""Bundles that the benchmarks run: the identity, and the network of `peers.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neurodeploy_runtime import Bundle, BundleWriter, ModelSpec, load_bundle
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, int, int]
+
+
+def identity_bundle(folder: Path, tile: Shape, overlap: float = 0.25) -> Bundle:
+    """A bundle whose network gives its input back; for `NumpyEngine`, and for ONNX."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    if folder.is_dir():
+        return load_bundle(folder)
+    voxels, probability = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, *tile])
+        for name in ("voxels", "probability")
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["voxels"], ["probability"])],
+        "identity",
+        [voxels],
+        [probability],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    spec = ModelSpec(
+        name="identity",
+        mode="volume",
+        tile=tile,
+        window=tile,
+        overlap=(overlap,) * 3,
+        threshold=0.5,
+        normalisation="unit",
+    )
+    return _write(folder, spec, model.SerializeToString(), None)
+
+
+def network_bundle(
+    folder: Path,
+    network: nn.Module,
+    *,
+    name: str,
+    tile: Shape,
+    overlap: float,
+    flop_per_tile: float,
+) -> Bundle:
+    """A bundle of any torch network that takes and gives (B, 1, *tile) probabilities.
+
+    Written with torch's own exporter, opset 20, and without the proof that
+    `neurodeploy export` asks for: `peers.py` compares the answers itself.
+    """
+    import torch
+
+    if folder.is_dir():
+        return load_bundle(folder)
+    spec = ModelSpec(
+        name=name,
+        mode="volume",
+        tile=tile,
+        window=tile,
+        overlap=(overlap,) * 3,
+        threshold=0.5,
+        normalisation="unit",
+        flop_per_tile=flop_per_tile,
+    )
+    example = torch.rand(2, 1, *tile)
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        opset_version=20,
+        input_names=["voxels"],
+        output_names=["probability"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    return _write(folder, spec, program.model_proto.SerializeToString(), network)
+
+
+def _write(
+    folder: Path, spec: ModelSpec, model: bytes, network: nn.Module | None
+) -> Bundle:
+    voxels = np.random.default_rng(0).random((1, 1, *spec.tile), np.float32)
+    probability = voxels
+    if network is not None:
+        import torch
+
+        with torch.inference_mode():
+            probability = network(torch.from_numpy(voxels)).numpy()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with BundleWriter(folder) as writer:
+        (writer.folder / "model.onnx").write_bytes(model)
+        np.savez_compressed(
+            writer.folder / "golden.npz", voxels=voxels, probability=probability
+        )
+        return writer.seal(spec)

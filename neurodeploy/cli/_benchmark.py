@@ -1,0 +1,217 @@
+"""`neurodeploy benchmark`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurodeploy.cli._options import Roi, engine_options, engine_settings
+
+if TYPE_CHECKING:
+    from neurodeploy_runtime import Box, Bundle, EngineSettings
+    from neurodeploy_runtime.measure import Comparison
+
+#: Fewest and most tiles of a run: fewer say nothing, more take minutes.
+TILES = (8, 4096)
+
+#: Stages that are shown, in the order in which a voxel meets them.
+STAGES = ("read", "normalise", "infer", "blend", "quantise", "write", "finish")
+
+
+@click.command()
+@click.argument("input", required=False)
+@click.option("-m", "--model", help="Bundle; without it, the one that ships.")
+@click.option("--roi", type=Roi(), help="Measure on this box of INPUT.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="About how long one run takes; decides how much of INPUT is used.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Runs of each engine, in turn.",
+)
+@engine_options
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+def benchmark(**options: Any) -> None:
+    """Measure every engine that is possible here.
+
+    End to end, from a file to a file, on INPUT or the middle of it, or without INPUT
+    on a simulated volume; each run in a process of its own; labels compared with fp32.
+    """
+    from neurodeploy_runtime import load_bundle
+    from neurodeploy_runtime.measure import compare_engines
+
+    plot: Path | None = options["plot"]
+    if plot is not None:
+        import matplotlib  # noqa: F401  # named as missing before minutes are spent
+    as_json, quiet = options["as_json"], options["quiet"]
+    bundle = load_bundle(options["model"])
+    engine = engine_settings(options)
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    with ExitStack() as stack:
+        tiles = _how_many(bundle, engine, options["seconds"])
+        path, roi = options["input"], options["roi"]
+        if path is None:
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="neurodeploy-")
+            )
+            path = _simulated(bundle, Path(folder), tiles, say)
+        elif roi is None:
+            roi = _middle_of(bundle, path, tiles)
+        found = compare_engines(
+            bundle, path, settings=engine, roi=roi, repeat=options["repeat"], say=say
+        )
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        _show(found)
+    if plot is not None:
+        _draw(found, plot)
+
+
+def _how_many(bundle: Bundle, engine: EngineSettings, seconds: float) -> int:
+    """Tiles that the plainest engine runs in `seconds`."""
+    from neurodeploy_runtime import open_engine
+    from neurodeploy_runtime.measure import candidates, tile_seconds
+
+    possible = [c for c in candidates(bundle, engine) if c.why_not is None]
+    if not possible:
+        return TILES[0]
+    with open_engine(bundle, possible[-1].settings) as plain:
+        tile_s = min(tile_seconds(plain, calls=2))
+    return max(TILES[0], min(TILES[1], round(seconds / tile_s)))
+
+
+def _simulated(bundle: Bundle, folder: Path, tiles: int, say: Any) -> str:
+    """A simulated volume that about `tiles` tiles cover exactly."""
+    from neurodeploy.simulate import SampleSettings, write_sample
+    from neurodeploy_runtime import TilePlan
+
+    counts = [1, 1, 1]
+    while counts[0] * counts[1] * counts[2] < tiles:
+        counts[counts.index(min(counts))] += 1
+    axes = TilePlan.of(bundle.spec, bundle.spec.tile).axes
+    z, y, x = (
+        n * axis.stride + axis.overlap for n, axis in zip(counts, axes, strict=True)
+    )
+    say(f"simulating {z} × {y} × {x} voxels")
+    path = folder / "simulated.tif"
+    write_sample(path, SampleSettings((z, y, x)))
+    return str(path)
+
+
+def _middle_of(bundle: Bundle, path: str, tiles: int) -> Box:
+    from neurodeploy_runtime import TilePlan, open_volume
+    from neurodeploy_runtime.measure import middle
+
+    with open_volume(path) as source:
+        return middle(TilePlan.of(bundle.spec, source.shape), tiles)
+
+
+def _show(found: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    z, y, x = found.shape
+    console.print(
+        f"{z} × {y} × {x} voxels, {found.redundancy:.2f} × pass the network; "
+        f"{found.machine['cpu']}, {found.peaks.cores} cores: "
+        + ", ".join(
+            f"{name} {rate / 1e9:.0f} GFLOP/s"
+            for name, rate in found.peaks.matmul_flop_per_s.items()
+        )
+        + f", copies {found.peaks.copy_bytes_per_s / 1e9:.1f} GB/s"
+    )
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for head in (
+        "",
+        "Mvoxel/s",
+        "least–most",
+        "busy",
+        "alone",
+        "of peak",
+        "GB",
+        "same",
+    ):
+        table.add_column(head, no_wrap=True)
+    for row in found.rows:
+        memory = (
+            "–" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e9:.2f}"
+        )
+        table.add_row(
+            row.name,
+            f"{row.mvoxel_per_s:.3g}",
+            f"{row.spread[0]:.3g}–{row.spread[1]:.3g}",
+            f"{row.engine_busy:.0%}",
+            f"{row.over_tiles:.2f}",
+            "–" if row.peak_share is None else f"{row.peak_share:.0%}",
+            memory,
+            "–" if row.agreement is None else f"{row.agreement:.5f}",
+        )
+    console.print(table)
+    console.print(
+        "busy: share of the time in which the engine computes; alone: wall time over "
+        "that of the tiles in the engine alone; of peak: of this machine's matrix "
+        "product in that precision; same: labels that equal those of the first",
+        style="dim",
+    )
+    stages = Table(
+        title="seconds by stage; stages overlap", box=None, title_justify="left"
+    )
+    stages.add_column("", no_wrap=True)
+    for stage in STAGES:
+        stages.add_column(stage)
+    for row in found.rows:
+        stages.add_row(row.name, *(f"{row.seconds.get(s, 0):.2f}" for s in STAGES))
+    console.print(stages)
+    for row in found.rows:
+        console.print(f"{row.name} waits for {row.bottleneck}")
+    for name, why in found.impossible.items():
+        console.print(f"{name} cannot run here: {why}")
+
+
+def _draw(found: Comparison, path: Path) -> None:
+    """Mvoxel/s with their spread, and where the seconds go."""
+    from matplotlib.figure import Figure
+
+    names = [row.name for row in found.rows]
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(names)), layout="constrained")
+    rate, stage = figure.subplots(1, 2)
+    values = [row.mvoxel_per_s for row in found.rows]
+    errors = [
+        [row.mvoxel_per_s - row.spread[0] for row in found.rows],
+        [row.spread[1] - row.mvoxel_per_s for row in found.rows],
+    ]
+    rate.barh(names, values, xerr=errors, color="#4c72b0", capsize=3)
+    rate.set_xlabel("unique Mvoxel/s, median, least to most")
+    left = [0.0] * len(names)
+    for name in STAGES:
+        widths = [row.seconds.get(name, 0.0) for row in found.rows]
+        stage.barh(names, widths, left=left, label=name)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    stage.set_xlabel("seconds by stage; stages overlap")
+    stage.set_yticks([])
+    stage.legend(fontsize="small")
+    for axes in (rate, stage):
+        axes.invert_yaxis()
+    figure.savefig(path, dpi=120)

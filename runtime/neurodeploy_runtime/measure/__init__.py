@@ -1,0 +1,30 @@
+"""What this machine can do, measured: peaks, forecasts, engines side by side."""
+
+from neurodeploy_runtime.measure._compare import (
+    Candidate,
+    Comparison,
+    Measured,
+    agreement,
+    candidates,
+    compare_engines,
+    middle,
+    tile_seconds,
+)
+from neurodeploy_runtime.measure._forecast import Calibration, Forecast, forecast
+from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
+
+__all__ = [
+    "Calibration",
+    "Candidate",
+    "Comparison",
+    "Forecast",
+    "Measured",
+    "Peaks",
+    "agreement",
+    "candidates",
+    "compare_engines",
+    "forecast",
+    "measure_peaks",
+    "middle",
+    "tile_seconds",
+]

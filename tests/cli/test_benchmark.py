@@ -1,0 +1,109 @@
+"""`neurodeploy benchmark`, and the comparison of engines that it shows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurodeploy.cli import main
+from neurodeploy_runtime import Axis, Bundle, EngineSettings, TilePlan
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime.measure import (
+    Peaks,
+    agreement,
+    candidates,
+    compare_engines,
+    middle,
+)
+
+MakeBundle = Callable[..., Bundle]
+PEAKS = Peaks({"fp32 numpy": 1e9}, 1e9, 1)
+
+
+def test_an_engine_is_measured_in_a_process_of_its_own_or_named_with_its_reason(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    path = tmp_path / "in.tif"
+    voxels = np.random.default_rng(0).integers(0, 256, (12, 30, 30), np.uint8)
+    tifffile.imwrite(path, voxels)
+    asked = EngineSettings(engine="onnxruntime", device="cpu")
+    found = compare_engines(bundle, path, settings=asked, repeat=1, peaks=PEAKS)
+    (row,) = found.rows
+    assert row.name == "onnxruntime fp32 on cpu"
+    assert row.tiles == 2 * 3 * 3
+    assert row.mvoxel_per_s > 0
+    assert row.over_tiles > 0
+    assert {"read", "normalise", "infer", "blend", "write"} <= set(row.seconds)
+    assert list(found.impossible) == ["onnxruntime bf16 on cpu"]
+
+
+def test_the_command_prints_what_was_measured_as_json(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "neurodeploy_runtime.measure._compare.measure_peaks", lambda: PEAKS
+    )
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, np.arange(8 * 20 * 20, dtype=np.uint16).reshape(8, 20, 20))
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    words = f"benchmark {path} -m {bundle.path} --engine onnxruntime --device cpu"
+    plot = tmp_path / "plot.png"
+    with pytest.raises(SystemExit) as stop:
+        main([*words.split(), "--repeat", "1", "--seconds", "0.01", "--json",
+              "--quiet", "--plot", str(plot)])  # fmt: skip
+    printed = capfd.readouterr()
+    assert not stop.value.code, printed.err
+    values: dict[str, Any] = json.loads(printed.out)
+    assert values["rows"][0]["engine"]["engine"] == "onnxruntime"
+    assert values["peaks"]["copy_bytes_per_s"] == 1e9
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_engine_and_precision_is_possible_or_has_a_reason(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    found = candidates(make_identity_bundle(), EngineSettings())
+    assert len({c.name for c in found}) == len(found) == 8
+    reasons = {c.name: c.why_not for c in found}
+    assert reasons["onnxruntime fp32 on cpu"] is None
+    assert "bf16" in (reasons["onnxruntime bf16 on cpu"] or "")
+
+
+def test_agreement_counts_labels_and_foreground(tmp_path: Path) -> None:
+    a = np.zeros((2, 10, 10), np.uint8)
+    b = a.copy()
+    a[0, 0, :4] = b[0, 0, 1:5] = 255
+    tifffile.imwrite(tmp_path / "a.tif", a)
+    tifffile.imwrite(tmp_path / "b.tif", b)
+    same, dice = agreement(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert same == 1 - 2 / 200
+    assert dice == 2 * 3 / 8
+
+
+@given(
+    st.tuples(*[st.integers(1, 200)] * 3),
+    st.tuples(*[st.integers(2, 40)] * 3),
+    st.floats(0, 0.5),
+    st.integers(1, 60),
+)
+def test_the_middle_of_a_volume_needs_no_tile_for_a_corner_only(
+    shape: tuple[int, int, int],
+    window: tuple[int, int, int],
+    overlap: float,
+    tiles: int,
+) -> None:
+    z, y, x = (Axis(w, 0, int(w * overlap)) for w in window)
+    plan = TilePlan(shape, (z, y, x))
+    box = middle(plan, tiles)
+    assert Box.whole(shape).contains(box)
+    assert min(tiles, plan.tiles) <= plan.tiles_in(box) <= max(1, 2 * tiles)
