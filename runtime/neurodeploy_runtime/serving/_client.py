@@ -1,0 +1,234 @@
+"""The Python side of PROTOCOL.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy_runtime._channel import Channel
+from neurodeploy_runtime._errors import (
+    CancelledError,
+    OverrunError,
+    SettingsError,
+    StreamError,
+)
+from neurodeploy_runtime.live import LivePlane
+from neurodeploy_runtime.serving._wire import (
+    HEADER,
+    LIMIT_BYTES,
+    NEXT,
+    TEXT_BYTES,
+    VALID,
+    Header,
+    Hello,
+    Kind,
+    ProtocolError,
+    Welcome,
+    plane_bytes,
+    receive_into,
+    receive_payload,
+)
+
+
+class RigClient:
+    """Sends planes to a `neurodeploy serve` and gets them back segmented.
+
+    One thread may push while another iterates :meth:`planes`. Whoever does not read
+    is held up, as :class:`LiveSegmenter` does.
+
+    Parameters
+    ----------
+    hello
+        What is asked for: the plane's shape and dtype, the policy.
+    timeout_s
+        How long connecting, and a push, may take.
+
+    Raises
+    ------
+    StreamError
+        There is no server, it is busy, or it does not speak this protocol.
+    SettingsError
+        The server refuses such planes.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.hello = hello
+        self._plane_bytes = hello.height * hello.width * np.dtype(hello.dtype).itemsize
+        try:
+            self._socket = socket.create_connection((host, port), timeout_s)
+        except OSError as error:
+            raise StreamError(
+                f"no server answers at {host}:{port} ({error}): start "
+                "`neurodeploy serve`"
+            ) from None
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = self._socket.dup()
+        self._reader.settimeout(timeout_s)
+        self._error: StreamError | None = None
+        self._sending = threading.Lock()
+        #: What the server refused, while the stream lived on.
+        self.refused: list[str] = []
+        self._status: Channel[dict[str, Any]] = Channel(8)
+        try:
+            payload = hello.pack()
+            # A server that refuses may have hung up already; its answer is there.
+            with contextlib.suppress(ConnectionError):
+                self._send(Header(Kind.HELLO, length=len(payload)), payload)
+            header, answer = self._receive()
+            if header.kind != Kind.WELCOME:
+                raise ProtocolError(f"a HELLO was answered by kind {header.kind}")
+            self.welcome = Welcome.unpack(answer)
+        except BaseException:
+            self._socket.close()
+            self._reader.close()
+            raise
+        self._planes: Channel[LivePlane] = Channel(self.welcome.outlet_planes)
+        self._reader.settimeout(None)
+        self._thread = threading.Thread(target=self._read, name="results", daemon=True)
+        self._thread.start()
+
+    def push(self, plane: NDArray[Any], z: int | None = None) -> None:
+        """Send a plane (y, x); it is on its way when this returns.
+
+        Raises
+        ------
+        SettingsError
+            It is of another shape or dtype: it was not sent.
+        OverrunError
+            The server did not read it within `timeout_s`; the connection is closed,
+            because half a plane may be on its way.
+        """
+        shape = (self.hello.height, self.hello.width)
+        if plane.shape != shape or plane.dtype.name != self.hello.dtype:
+            raise SettingsError(
+                f"a plane of {plane.shape} {plane.dtype.name} does not belong to this "
+                f"stream of {shape} {self.hello.dtype}: it was not sent"
+            )
+        index = NEXT if z is None else z
+        try:
+            self._send(
+                Header(Kind.PLANE, index, length=self._plane_bytes), plane_bytes(plane)
+            )
+        except TimeoutError:
+            self.close()
+            raise OverrunError(
+                "the server has not read the plane in time: read planes() in another "
+                "thread, or push more slowly"
+            ) from None
+        except OSError:
+            # What the server said last says more than that the pipe is broken.
+            self._thread.join(1.0)
+            raise self._error or StreamError("the connection is lost") from None
+
+    def finish(self) -> None:
+        """Say that the stack is complete."""
+        self._send(Header(Kind.FINISH))
+
+    def status(self) -> dict[str, Any]:
+        """How the stream stands in the server."""
+        self._send(Header(Kind.ASK_STATUS))
+        values = self._status.get()
+        if values is None:
+            raise StreamError("the stream has ended")
+        return values
+
+    def planes(self) -> Iterator[LivePlane]:
+        """The finished planes, in order, until the last one after :meth:`finish`."""
+        while (plane := self._planes.get()) is not None:
+            yield plane
+
+    def close(self) -> None:
+        """Close the connection; the server stops what it has not finished."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._planes.fail(CancelledError("the client was closed"))
+        self._status.fail(CancelledError("the client was closed"))
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self._socket.close()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, header: Header, payload: bytes | memoryview = b"") -> None:
+        with self._sending:
+            self._socket.sendall(header.pack())
+            if payload:
+                self._socket.sendall(payload)
+
+    def _receive(self) -> tuple[Header, bytes]:
+        data = bytearray(HEADER.size)
+        if not receive_into(self._reader, memoryview(data)):
+            raise StreamError("the server has closed the connection")
+        header = Header.unpack(data, LIMIT_BYTES)
+        limit = (
+            self.hello.height * self.hello.width
+            if header.kind == Kind.RESULT
+            else TEXT_BYTES + 4096
+        )
+        if header.length > limit:
+            raise ProtocolError(
+                f"the server announces {header.length} bytes of kind {header.kind}"
+            )
+        payload = bytes(receive_payload(self._reader, header.length))
+        if header.kind == Kind.FAILED:
+            raise StreamError(f"the server says: {payload.decode(errors='replace')}")
+        return header, payload
+
+    def _read(self) -> None:
+        try:
+            while True:
+                header, payload = self._receive()
+                if header.kind == Kind.RESULT:
+                    self._planes.put(self._plane(header, payload))
+                elif header.kind == Kind.STATUS:
+                    self._status.put(json.loads(payload))
+                elif header.kind == Kind.REFUSED:
+                    self.refused.append(payload.decode(errors="replace"))
+                elif header.kind == Kind.DONE:
+                    self._planes.end()
+                    self._status.end()
+                    return
+        except BaseException as error:
+            if not isinstance(error, StreamError | CancelledError):
+                error = StreamError(f"the connection is lost ({error})")
+            if isinstance(error, StreamError):
+                self._error = error
+            self._planes.fail(error)
+            self._status.fail(error)
+
+    def _plane(self, header: Header, payload: bytes) -> LivePlane:
+        shape = (self.hello.height, self.hello.width)
+        valid = bool(header.flags & VALID)
+        if valid and len(payload) != shape[0] * shape[1]:
+            raise ProtocolError(f"a result of {len(payload)} bytes is no plane")
+        voxels = (
+            np.frombuffer(payload, np.uint8).reshape(shape)
+            if valid
+            else np.zeros(shape, np.uint8)
+        )
+        return LivePlane(header.index, voxels, valid, header.value, 0)
