@@ -73,7 +73,9 @@ def annotate(
     inside = ((position > -0.5) & (position < np.array(image.shape) - 0.5)).all(axis=1)
     position, row = position[inside], row[inside]
     smooth = gaussian_filter(image.astype(np.float32), (0.3, 0.7, 0.7))
-    centre = _snapped(smooth, position, settings.snap)
+    # So wide that a thick neurite has a ridge and no plateau.
+    ridge = gaussian_filter(image.astype(np.float32), (0.7, 1.5, 1.5))
+    centre = _snapped(ridge, position, settings.snap)
     soma = (tracing.kind[row] == _SOMA_TYPE) & (tracing.radius[row] > 2.5)
     radius_xy = np.empty(len(centre))
     radius_z = np.empty(len(centre))
@@ -118,7 +120,7 @@ def _noise(image: NDArray[Any]) -> float:
     return max(float(np.median(apart)) / 0.6745 / 2**0.5, floor)
 
 
-def _snapped(smooth: NDArray[np.float32], position: Floats, reach: int) -> Floats:
+def _snapped(ridge: NDArray[np.float32], position: Floats, reach: int) -> Floats:
     """Each point on the brightest voxel near it, with shifts that change smoothly."""
     if reach == 0 or not len(position):
         return position
@@ -127,17 +129,17 @@ def _snapped(smooth: NDArray[np.float32], position: Floats, reach: int) -> Float
     offsets = np.unique(np.stack([g.ravel() for g in grid], axis=1), axis=0)
     near = np.rint(position).astype(np.int64)
     at = near[:, None] + offsets
-    for axis, extent in enumerate(smooth.shape):
+    for axis, extent in enumerate(ridge.shape):
         np.clip(at[..., axis], 0, extent - 1, out=at[..., axis])
-    value = smooth[at[..., 0], at[..., 1], at[..., 2]]
+    value = ridge[at[..., 0], at[..., 1], at[..., 2]]
     # A brighter voxel must be worth the way to it.
-    cost = 0.08 * np.linalg.norm(offsets, axis=1)
+    cost = 0.02 * np.linalg.norm(offsets, axis=1)
     level = value.max(axis=1, keepdims=True)
     best = np.argmax(value / np.maximum(level, 1e-6) - cost, axis=1)
     shift = at[np.arange(len(at)), best] - position
     shift = gaussian_filter1d(shift, 1.5, axis=0, mode="nearest")
     moved: Floats = position + np.clip(shift, -reach, reach)
-    return np.clip(moved, 0, np.array(smooth.shape) - 1.0)
+    return np.clip(moved, 0, np.array(ridge.shape) - 1.0)
 
 
 def _widths(

@@ -25,8 +25,8 @@ def require_overlap(
 ) -> None:
     """Raise an InputError where a tracing does not lie on what is bright in an image.
 
-    Where another order of the axes, a mirrored axis, another origin or micrometres
-    for voxels would fit, the sentence names it.
+    Where another order of the axes, a mirrored axis or micrometres for voxels would
+    fit, the sentence names it.
     """
     points = tracing.samples(2.0)[0]
     points = points[:: max(1, len(points) // _MANY)]
@@ -84,8 +84,6 @@ def _ways(points: Floats, shape: tuple[int, ...]) -> list[tuple[str, Floats]]:
                     points * factor,
                 )
             )
-    corner = points - points.min(axis=0)
-    ways.append(("its origin is probably not the image's", corner))
     return ways
 
 

@@ -72,7 +72,7 @@ def _node(words: list[str], path: Path, number: int) -> tuple[float, ...]:
     try:
         values = tuple(float(word) for word in words[:7])
     except ValueError:
-        values = (math.nan,)
+        values = (math.nan,) * 7
     whole = (values[0], values[1], values[-1])
     if not all(map(math.isfinite, values)) or any(v != int(v) for v in whole):
         raise InputError(

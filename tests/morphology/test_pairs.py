@@ -1,0 +1,133 @@
+"""A folder's annotated images are found as they lie, and the rest is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy._errors import DataError
+from neurodeploy.data import find_pairs, labels_of, load_pair
+
+IMAGE = np.random.default_rng(0).integers(0, 99, (4, 6, 8)).astype(np.uint16)
+
+
+def volume(path: Path, values: np.ndarray = IMAGE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, values, photometric="minisblack")
+    return path
+
+
+def tracing(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("1 2 1 1 1 1 -1\n2 2 5 1 1 1 1\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation"),
+    [
+        ("a.tif", "a.swc"),
+        ("a.v3dpbd", "a.v3dpbd.ano_stamp_2015_06_17.swc"),
+        ("a.tif", "a_mask.tif"),
+        ("a_image.tif", "a_labels.tif"),
+        ("volumes/volume-3.tiff", "labels/label-3.tiff"),
+        ("images/x/a.tif", "images/x/a.gold.eswc"),
+        ("sub/raw/a.tif", "sub/masks/a.tif"),
+        ("12/neuron.v3draw", "12/annotated_by_hand.swc"),
+    ],
+)
+def test_an_image_finds_its_annotation(
+    tmp_path: Path, image: str, annotation: str
+) -> None:
+    for name in (image, annotation):
+        path = tmp_path / name
+        tracing(path) if "swc" in path.suffix else volume(path)
+    (pair,) = find_pairs(tmp_path).pairs
+    assert pair.image == tmp_path / image
+    assert pair.annotation == tmp_path / annotation
+    assert pair.kind == ("tracing" if annotation.endswith("swc") else "voxels")
+
+
+def test_numbers_are_not_mixed_up(tmp_path: Path) -> None:
+    for n in (1, 2, 12):
+        volume(tmp_path / "volumes" / f"volume-{n}.tif")
+    for n in (2, 12):
+        volume(tmp_path / "labels" / f"label-{n}.tif")
+    found = find_pairs(tmp_path)
+    assert [p.annotation.name for p in found.pairs] == ["label-12.tif", "label-2.tif"]
+    assert found.left_out == (
+        (tmp_path / "volumes" / "volume-1.tif", "no annotation of its name"),
+    )
+
+
+def test_what_is_left_out_is_said_with_the_reason(tmp_path: Path) -> None:
+    volume(tmp_path / "a.tif")
+    tracing(tmp_path / "a.swc")
+    volume(tmp_path / "b.tif")
+    tracing(tmp_path / "c.swc")
+    volume(tmp_path / "d.tif")
+    tracing(tmp_path / "d.swc")
+    volume(tmp_path / "d_mask.tif")
+    found = find_pairs(tmp_path)
+    assert [p.image.name for p in found.pairs] == ["a.tif"]
+    text = found.describe()
+    assert "b.tif — no annotation of its name" in text
+    assert "c.swc — no image of its name" in text
+    assert "d.tif — 2 annotations would fit" in text
+
+
+def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
+    volume(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="holds no annotated image, of 1 images"):
+        find_pairs(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        find_pairs(tmp_path / "absent")
+
+
+def test_the_real_folder(shared_data: Path) -> None:
+    found = find_pairs(shared_data)
+    assert sorted(p.kind for p in found.pairs) == ["tracing"] + 10 * ["voxels"]
+    pair = next(p for p in found.pairs if p.image.name == "volume-0.tiff")
+    cube = load_pair(pair)
+    raw = tifffile.imread(pair.annotation)
+    assert ((cube.labels == 1) == (raw == 2)).all()
+    assert ((cube.labels == 255) == np.isin(raw, (0, 4))).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 255], [0, 1]),
+        ([0, 1, 255], [0, 1, 255]),
+        ([0, 1, 2, 3, 4], [255, 0, 1, 0, 255]),
+    ],
+)
+def test_what_values_mean(values: list[int], expected: list[int]) -> None:
+    array = np.array(values, np.uint8).reshape(1, 1, -1)
+    np.testing.assert_array_equal(labels_of(array, array.shape, "m").ravel(), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (np.zeros((4, 6, 8)), "is empty"),
+        (np.ones((4, 6, 8)), "one class only"),
+        (np.full((4, 6, 8), 2) * (np.arange(8) > 3), "one class|mask"),
+        (np.arange(4 * 6 * 8).reshape(4, 6, 8), "no known meaning"),
+        (np.ones((8, 6, 4)), "another order"),
+        (np.ones((4, 6, 7)), "not of one image"),
+        ((np.arange(8) % 2 * 4) * np.ones((4, 6, 8)), "mask|ignores"),
+    ],
+)
+def test_an_annotation_that_cannot_be_used(
+    tmp_path: Path, values: np.ndarray, sentence: str
+) -> None:
+    volume(tmp_path / "a.tif")
+    volume(tmp_path / "a_mask.tif", values.astype(np.uint8))
+    (pair,) = find_pairs(tmp_path).pairs
+    if "mask" in sentence:  # two values are a mask, whatever they are
+        assert set(np.unique(load_pair(pair).labels)) == {0, 1}
+        return
+    with pytest.raises(DataError, match=sentence):
+        load_pair(pair)
