@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     "--seam-map", is_flag=True, help="Also write how much overlapping tiles disagreed."
 )
 @click.option(
+    "--tissue",
+    type=click.Path(path_type=Path),
+    help="Mask of tissue, at any resolution: outside it nothing is run.",
+)
+@click.option(
     "--skip-background", is_flag=True, help="Leave out background tiles, audited."
 )
 @click.option(

@@ -58,6 +58,11 @@ class Box:
         b0, b1, b2 = (b + d for b, d in zip(self.stop, by, strict=True))
         return Box((a0, a1, a2), (b0, b1, b2))
 
+    def grow(self, by: Shape) -> Box:
+        """The same box, its stop moved outwards."""
+        z, y, x = (b + d for b, d in zip(self.stop, by, strict=True))
+        return Box(self.start, (z, y, x))
+
     def contains(self, other: Box) -> bool:
         """Whether every voxel of `other` is in this box."""
         return all(

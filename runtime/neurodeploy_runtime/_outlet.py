@@ -17,6 +17,7 @@ from neurodeploy_runtime._errors import CancelledError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._journal import Journal, checksum
 from neurodeploy_runtime._projections import Projections
+from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.volumes import Sink
 
 PlaneKind = Literal["mask", "probability"]
@@ -91,6 +92,8 @@ class UnitOutlet:
         Units that are durable already: they are not written again.
     seam
         Takes the seam map: how much overlapping tiles disagreed, at 1/8 resolution.
+    tissue
+        What lies outside it is background.
     written
         Called with each unit (in output coordinates) when it is recorded.
     """
@@ -107,8 +110,10 @@ class UnitOutlet:
         written: Callable[[Box, int], None],
         skip: frozenset[Shape] = frozenset(),
         seam: Sink | None = None,
+        tissue: TissueMask | None = None,
         clock: Clock,
     ) -> None:
+        self._tissue = tissue
         self._seam = seam
         self._outputs = outputs
         self._region = region
@@ -169,6 +174,9 @@ class UnitOutlet:
         with self._clock.stage("quantise"):
             for output, part in zip(self._outputs, slab.parts, strict=True):
                 quantise(output.kind, self._threshold, plane, part[at])
+                if self._tissue is not None:
+                    y0, x0 = self._region.start[1:]
+                    part[at] *= self._tissue.plane(z, y0, x0, part[at].shape)
             if slab.seam is not None:
                 into = slab.seam[at // SEAM]
                 np.maximum(into, pool_seam(blend.disagreement_of(z)), out=into)

@@ -82,11 +82,12 @@ def reproduce(
         raise InputError(
             f"the report beside {output} lacks {error}: it is of another version"
         ) from None
-    if provenance.get("skip") is not None:
-        raise SettingsError(
-            f"{output} was made with --skip-background, which depends on all of the "
-            "volume: it cannot be reproduced in part"
-        )
+    for name, option in (("skip", "--skip-background"), ("tissue", "--tissue")):
+        if provenance.get(name) is not None:
+            raise SettingsError(
+                f"{output} was made with {option}: the tiles that were left out are "
+                "not known to `reproduce`, run `segment` again instead"
+            )
     if digest != bundle.digest:
         raise SettingsError(
             f"{output} was made by the model {provenance['model']['name']!r} "

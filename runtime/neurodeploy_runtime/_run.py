@@ -53,6 +53,7 @@ from neurodeploy_runtime._settings import OutputKind, SegmentSettings
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey
+from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.engines import Engine
 from neurodeploy_runtime.volumes import (
     Sink,
@@ -60,6 +61,7 @@ from neurodeploy_runtime.volumes import (
     Source,
     create_sink,
     open_sink,
+    open_volume,
     required_bytes,
     sink_kind,
 )
@@ -167,6 +169,12 @@ class SegmentRun:
         self._start = time.perf_counter()
         self._skip: BackgroundSkip | None = None
         self._seam: Sink | None = None
+        self._tissue: TissueMask | None = None
+        self._tissue_digest: str | None = None
+        if settings.tissue is not None:
+            with open_volume(settings.tissue) as mask:
+                self._tissue = TissueMask.read(mask, source.shape)
+                self._tissue_digest = mask.fingerprint()
 
     # -- the whole -------------------------------------------------------------
 
@@ -286,6 +294,7 @@ class SegmentRun:
                 "roi": str(self._roi),
             },
             "seam_map": self._settings.seam_map,
+            "tissue": self._tissue_digest,
             "workers": self._settings.worker[1],
         }
 
@@ -555,6 +564,7 @@ class SegmentRun:
             written=self._written,
             skip=done,
             seam=self._seam,
+            tissue=self._tissue,
             clock=self._clock,
         )
         stream = RegionStream(
@@ -570,6 +580,7 @@ class SegmentRun:
             flips=self._settings.flips,
             seam=self._settings.seam_map,
             skip=self._skip,
+            tissue=self._tissue,
         )
 
         def stop(error: BaseException) -> None:

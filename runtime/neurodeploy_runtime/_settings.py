@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from neurodeploy_runtime._errors import SettingsError
@@ -43,6 +44,8 @@ class SegmentSettings:
         Also write how much overlapping tiles disagreed, at 1/8 resolution.
     skip
         Leave out background tiles, audited; None: run all.
+    tissue
+        A mask of the volume, scaled down or not: outside it nothing is run or found.
     worker
         (i, n): do the i-th of n shares, counted from 1; with (1, 1), everything.
     """
@@ -57,6 +60,7 @@ class SegmentSettings:
     flips: bool = False
     seam_map: bool = False
     skip: SkipSettings | None = None
+    tissue: Path | None = None
     worker: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._skip import BackgroundSkip
+from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.engines import Engine
 
 Emit = Callable[[int, BlendRing], None]
@@ -154,6 +155,7 @@ class RegionStream:
         flips: bool = False,
         seam: bool = False,
         skip: BackgroundSkip | None = None,
+        tissue: TissueMask | None = None,
         lost: Lost | None = None,
         buffers: StreamBuffers | None = None,
     ) -> None:
@@ -172,6 +174,7 @@ class RegionStream:
         self.clock = clock or Clock()
         self._flips = flips
         self._skip = skip
+        self._tissue = tissue
         if buffers is None:
             buffers = StreamBuffers.of(plan, region, engines, seam=seam)
         else:
@@ -321,8 +324,8 @@ class RegionStream:
                 order += 1
             with self.clock.stage("normalise"):
                 raw = self._raw(planes, row, column)
-                run, audited = True, False
-                if self._skip is not None:
+                run, audited = self._in_tissue(tile, extent), False
+                if run and self._skip is not None:
                     run, audited = self._skip.decide(
                         (layer, row, column), raw, normaliser.normalisation
                     )
@@ -340,6 +343,16 @@ class RegionStream:
                 self._ready.put(slot)
                 slot = None
         return order
+
+    def _in_tissue(self, tile: TileId, extent: int) -> bool:
+        if self._tissue is None:
+            return True
+        at = (tile.layer, tile.row, tile.column)
+        start = tuple(k * a.stride for k, a in zip(at, self._plan.axes, strict=True))
+        window = Box(start, start).grow(self._plan.window)  # type: ignore[arg-type]
+        return self._tissue.meets(
+            window.intersect(Box.whole((extent, *self._plan.shape[1:])))
+        )
 
     def _take_free(self) -> Slot:
         with self.clock.stage("wait for a slot"):

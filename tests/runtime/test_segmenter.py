@@ -327,3 +327,36 @@ def test_skipping_that_loses_too_much_is_an_error(
     with pytest.raises(RunError, match="may have lost up to"):
         segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
     assert not (tmp_path / "out.tif").exists()
+
+
+def test_nothing_is_run_or_found_outside_the_tissue(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.full((32, 120, 160), 200, np.uint8)
+    mask = np.zeros((8, 30, 40), np.uint8)
+    mask[2:5, 10:20, 8:30] = 1
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    wanted = replace(PROBABILITY, tissue=tmp_path / "mask.tif")
+    with identity(bundle, wanted) as segmenter:
+        report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    got = tifffile.imread(tmp_path / "out.tif")
+    inside = mask.repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(bool)
+    assert (got[inside] == 200).all()
+    assert (got[~inside] == 0).all()
+    assert report.tiles_run < 0.6 * report.voxels * report.redundancy / (8 * 16 * 16)
+
+
+def test_a_mask_of_another_shape_is_refused(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", np.ones((8, 30, 9), np.uint8))
+    wanted = replace(PROBABILITY, tissue=tmp_path / "mask.tif")
+    with (
+        identity(make_identity_bundle(), wanted) as segmenter,
+        pytest.raises(InputError, match="scaled down"),
+    ):
+        segmenter.segment(
+            ArraySource(np.zeros((32, 120, 160), np.uint8)), tmp_path / "out.tif"
+        )
