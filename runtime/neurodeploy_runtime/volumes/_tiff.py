@@ -272,12 +272,12 @@ class PageLayout:
 
 def _find(tif: tifffile.TiffFile, path: Path, options: ReadOptions) -> FoundVolume:
     where = str(path)
-    if tif.is_ome and tif.ome_metadata and "<BinaryOnly" in tif.ome_metadata:
+    if tif.is_ome and tif.ome_metadata and "BinaryOnly" in tif.ome_metadata:
         master = _attribute(tif.ome_metadata, "BinaryOnly", "MetadataFile")
-        raise InputError(
-            f"{where} is one part of an OME-TIFF set: open "
-            f"{master or 'the file that describes the set'} instead"
-        )
+        if master is not None:
+            raise InputError(
+                f"{where} is one part of an OME-TIFF set: open {master} instead"
+            )
     number, series = _series(tif, where, options)
     level = _pick_level(series, options, where)
     page = level.keyframe

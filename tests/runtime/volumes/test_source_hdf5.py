@@ -135,7 +135,11 @@ def test_an_array_is_found_by_its_name_or_by_being_the_only_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("axes", "order", "chunk"),
-    [("czyx", (0, 1, 2, 3), (2, 4, 32, 32)), ("xcyz", (3, 0, 2, 1), (7, 2, 32, 3))],
+    [
+        ("czyx", (0, 1, 2, 3), (2, 4, 32, 32)),
+        ("xcyz", (3, 0, 2, 1), (7, 2, 32, 3)),
+        ("cyxz", (0, 2, 3, 1), (1, 9, 32, 3)),
+    ],
 )
 def test_the_axes_of_an_array_may_lie_in_any_order(tmp_path, axes, order, chunk):
     voxels = np.stack([a_stack(c) for c in range(3)])
