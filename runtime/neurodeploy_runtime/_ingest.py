@@ -35,6 +35,7 @@ from neurodeploy_runtime.volumes import (
     required_bytes,
     sink_kind,
 )
+from neurodeploy_runtime.volumes._sink_chunked import tensorstore
 
 #: Memory where nobody says: what every machine beside a microscope has.
 MEMORY_BYTES = 4_000_000_000
@@ -45,6 +46,11 @@ _BUFFERS = _WRITERS + 1
 #: What writing a unit holds beside its buffer, over the unit: the levels made of it
 #: and the compressed shards.
 _WRITING = 2.5
+#: What else came to be held, measured: libraries that load late, memory that threads
+#: keep for their next allocation.
+_OVERHEAD_BYTES = 40_000_000
+#: What a scratch file's planes are copied through.
+_SCRATCH_BUFFER_BYTES = 64 * 2**20
 #: Shards, the best first: thinner ones need fewer planes of a stack at a time.
 _GRAINS: tuple[Shape, ...] = (
     (256, 256, 256),
@@ -171,25 +177,33 @@ def _choose(source: Source, memory_bytes: int) -> tuple[Shape, ReadPlan]:
 
     Shards whose planes stay in memory go before larger ones that need a scratch file.
     """
-    held = current_rss()
+    tensorstore()  # loaded, it counts as held
+    held = current_rss() + _OVERHEAD_BYTES
     # What the source takes beside the chunks it keeps.
     source.keep(0)
     working = held + source.memory_bytes
+    plane_bytes = source.shape[1] * source.shape[2] * source.dtype.itemsize
     scratched: tuple[Shape, ReadPlan] | None = None
     for grain in _GRAINS:
         unit = Box.whole(source.shape).intersect(Box.whole(grain)).voxels
         unit *= source.dtype.itemsize
         fixed = working + int(unit * (_BUFFERS + _WRITERS * _WRITING))
-        if fixed > memory_bytes:
+        smallest = fixed
+        plan = plan_reading(source, grain, max(0, memory_bytes - fixed))
+        if plan.how == "scratch":
+            layer = min(grain[0], source.shape[0]) * plane_bytes
+            # At least the planes of a chunk, of which the next one's come along.
+            least = 2 * source.chunk[0] * plane_bytes
+            smallest += min(layer, max(_SCRATCH_BUFFER_BYTES, least))
+        if smallest > memory_bytes:
             continue
-        plan = plan_reading(source, grain, memory_bytes - fixed)
         if plan.how != "scratch":
             return grain, plan
         scratched = scratched or (grain, plan)
     if scratched is None:
         raise MemoryCapError(
             f"{memory_bytes / 1e9:.2f} GB are too little to ingest this volume: "
-            f"give --memory {math.ceil(fixed / 1e7) * 10}MB or more"
+            f"give --memory {math.ceil(smallest / 1e7) * 10}MB or more"
         )
     return scratched
 
