@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class TinyUnetr(nn.Module):
-    """ViT tokens, ConvTranspose3d, InstanceNorm, a trilinear resize: (B, 1, *tile)."""
+    """ViT tokens, ConvTranspose3d and InstanceNorm; takes and gives (B, 1, *tile)."""
 
     def __init__(
         self,
@@ -49,11 +49,10 @@ class TinyUnetr(nn.Module):
         self.patch = nn.Conv3d(1, width, patch, patch)
         self.position = nn.Parameter(torch.randn(1, math.prod(self.grid), width) / 10)
         self.block = Block(width)
-        self.up = nn.ConvTranspose3d(width, 8, 2, 2)
+        self.up = nn.ConvTranspose3d(width, 8, patch, patch)
         self.norm = nn.InstanceNorm3d(8, affine=True)
         self.conv = nn.Conv3d(9, 4, 3, padding=1)
         self.head = nn.Conv3d(4, 1, 1)
-        self.tile = tile
 
     def forward(self, x: Tensor) -> Tensor:
         image = x
@@ -61,7 +60,6 @@ class TinyUnetr(nn.Module):
         tokens = self.block(tokens)
         y = tokens.transpose(1, 2).reshape(x.shape[0], -1, *self.grid)
         y = F.gelu(self.norm(self.up(y)))
-        y = F.interpolate(y, size=self.tile, mode="trilinear")
         y = self.head(F.gelu(self.conv(torch.cat([y, x], 1))))
         # A random network answers a half everywhere; the image makes it answer.
         p = torch.sigmoid(y + 4 * (image - 1.5))

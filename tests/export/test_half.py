@@ -220,8 +220,6 @@ def test_every_node_in_fp32_is_named_with_a_reason(bundle: Bundle) -> None:
         wide = types[item.output[0]] == TensorProto.FLOAT
         if wide and item.op_type != "Cast":
             assert item.name in kept
-        if item.op_type == "Resize":
-            assert types[item.input[0]] == types[item.output[0]] == TensorProto.FLOAT16
     assert report["compute_share"] == 1
     assert set(kept) <= set(report["absmax"])
 
@@ -238,6 +236,24 @@ def test_a_pattern_keeps_nodes_and_one_that_matches_nothing_is_an_error(
     ]
     with pytest.raises(ExportError, match="'decodr' matches no node; names look like"):
         to_half(fp32, tiles, tmp_path, replace(options, keep_fp32=("decodr",)))
+
+
+def test_a_resize_is_in_half_and_its_scales_are_not(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Resize", ["voxels", "", "scales"], ["wide"], name="wide"),
+        node("MatMul", "wide eye", "a"),
+        node("MatMul", "a eye", "probability"),
+    ]
+    fp32 = model(nodes, scales=np.ones(3), eye=EYE)
+    half, report = to_half(fp32, tiles, tmp_path, ExportSettings(precision="fp16"))
+    assert not report.kept
+    types = graphs.element_types(half)
+    resize = next(n for n in half.graph.node if n.op_type == "Resize")
+    assert types[resize.input[0]] == types[resize.output[0]] == TensorProto.FLOAT16
+    assert types[resize.input[2]] == TensorProto.FLOAT
+    assert np.array_equal(
+        measure_rounded(half, tmp_path, tiles).answers, tiles.astype("f2").astype("f4")
+    )
 
 
 def test_half_at_the_edges_takes_and_gives_half(tmp_path: Path) -> None:
