@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from neurodeploy_runtime import volumes
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
@@ -59,8 +60,7 @@ from neurodeploy_runtime.volumes import (
     Sink,
     SinkKind,
     Source,
-    create_sink,
-    open_sink,
+    attach_sink,
     open_volume,
     required_bytes,
     sink_kind,
@@ -355,8 +355,7 @@ class SegmentRun:
         try:
             for kind, path in self._paths.outputs:
                 target = self._working(kind, path)
-                make = open_sink if target.exists() else create_sink
-                sink: Sink = make(
+                sink: Sink = attach_sink(
                     target,
                     self._kind,
                     self._roi.shape,
@@ -381,10 +380,8 @@ class SegmentRun:
             tuple(-(-n // SEAM) for n in grain),
             self._source.voxel_size_um,
         )
-        target = self._paths.work / "seam.tif"
-        make = open_sink if target.exists() else create_sink
-        return make(
-            target,
+        return attach_sink(
+            self._paths.work / "seam.tif",
             "tiff",
             shape,  # type: ignore[arg-type]
             np.uint8,
@@ -775,8 +772,11 @@ def default_grain(kind: SinkKind, shape: Shape) -> Shape:
     plane by plane take whole rows, of at most about 16 million voxels a unit.
     """
     depth, height, width = shape
-    if kind in ("ome-zarr", "precomputed"):
+    if kind == "ome-zarr":
         return 256, 256, 256
+    if kind == "precomputed":
+        # Its order of chunks decides.
+        return volumes.default_grain(kind, shape, np.uint8)
     z = 64
     y = max(64, min(height, 16_777_216 // (z * width) // 64 * 64 or 64))
     del depth
