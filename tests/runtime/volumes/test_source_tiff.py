@@ -46,6 +46,31 @@ def test_one_channel_and_time_of_a_hyperstack(tmp_path, how):
     np.testing.assert_array_equal(found, voxels[1, :, 1])
 
 
+@pytest.mark.parametrize("how", [{}, {"compression": "zlib", "tile": (16, 16)}])
+def test_channels_that_lie_side_by_side_in_each_page(tmp_path, how):
+    voxels = a_stack(3).transpose(1, 0, 2, 3)
+    path = write(
+        tmp_path / "a.tif",
+        voxels,
+        planarconfig="separate",
+        metadata={"axes": "ZCYX"},
+        **how,
+    )
+    for channel in range(3):
+        np.testing.assert_array_equal(whole(path, channel=channel), voxels[:, channel])
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzma", "png"])
+def test_other_codecs_of_tifffile_give_what_it_gives(tmp_path, compression):
+    path = write(
+        tmp_path / "a.tif",
+        a_stack(dtype="uint8"),
+        compression=compression,
+        metadata=None,
+    )
+    np.testing.assert_array_equal(whole(path), tifffile.imread(path))
+
+
 def test_channel_0_of_one_channel_is_that_one_and_there_is_no_other(tmp_path):
     voxels = a_stack()
     path = write(tmp_path / "a.tif", voxels, metadata={"axes": "ZYX"})
