@@ -17,7 +17,7 @@ class ArraySource(Source):
     """A NumPy array as a volume, of axes z, y, x; it is not copied.
 
     >>> volume = ArraySource(np.arange(8, dtype=np.uint8).reshape(2, 2, 2))
-    >>> int(volume.read(Box((1, 1, 1), (2, 2, 2))))
+    >>> volume.read(Box((1, 1, 1), (2, 2, 2))).item()
     7
     """
 
