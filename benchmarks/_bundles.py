@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neurodeploy_runtime import Bundle, BundleWriter, ModelSpec, load_bundle
+from neurodeploy_runtime._normalise import Kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,6 @@ Shape = tuple[int, int, int]
 
 def identity_bundle(folder: Path, tile: Shape, overlap: float = 0.25) -> Bundle:
     """A bundle whose network gives its input back; for `NumpyEngine`, and for ONNX."""
-    import onnx
     from onnx import TensorProto, helper
 
     if folder.is_dir():
@@ -55,6 +55,7 @@ def network_bundle(
     tile: Shape,
     overlap: float,
     flop_per_tile: float,
+    normalisation: Kind = "background-asinh",
 ) -> Bundle:
     """A bundle of any torch network that takes and gives (B, 1, *tile) probabilities.
 
@@ -72,7 +73,7 @@ def network_bundle(
         window=tile,
         overlap=(overlap,) * 3,
         threshold=0.5,
-        normalisation="unit",
+        normalisation=normalisation,
         flop_per_tile=flop_per_tile,
     )
     example = torch.rand(2, 1, *tile)

@@ -243,7 +243,15 @@ def main() -> None:
 def show(rows: list[dict[str, Any]]) -> str:
     """The table of a result file."""
     return table(
-        ["tiler", "size", "Mvoxel per CPU-s", "least–most", "peak MiB", "B/voxel", "max error"],
+        [
+            "tiler",
+            "size",
+            "Mvoxel per CPU-s",
+            "least–most",
+            "peak MiB",
+            "B/voxel",
+            "max error",
+        ],
         [
             [
                 r["tiler"],

@@ -1,0 +1,230 @@
+"""The README's figures, written from `results/*.json` and never typed.
+
+    python benchmarks/render_readme.py            # rewrite the section
+    python benchmarks/render_readme.py --check    # 1 where the README says otherwise
+
+The section lies between `<!-- figures:start -->` and `<!-- figures:end -->`. A result
+file of a kind that is not known here takes part with its `summary`: lines of Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _results import RESULTS, table
+
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- figures:start -->", "<!-- figures:end -->"
+
+Values = dict[str, Any]
+
+
+def render(results: Path = RESULTS) -> str:
+    """The section's text for these result files."""
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(results.glob("*.json"))
+    }
+    parts = []
+    for name in [*RENDERERS, *(n for n in found if n not in RENDERERS)]:
+        values = found.get(name)
+        if values is None:
+            continue
+        text = RENDERERS[name](values) if name in RENDERERS else _summary(values)
+        if text:
+            parts.append(f"{text}\n\n<sub>{_origin(values)}</sub>")
+    return "\n\n".join(parts)
+
+
+def _origin(values: Values) -> str:
+    machine = values["machine"]
+    flags = "AMX" if "amx_bf16" in machine.get("cpu_flags", []) else ""
+    where = ", ".join(
+        str(word)
+        for word in (machine["cpu"], f"{machine['cores']} cores", flags)
+        if word
+    )
+    if machine.get("gpu"):
+        where += f", {machine['gpu']}"
+    versions = values["versions"]
+    shown = ("torch", "monai", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy")
+    libraries = ", ".join(f"{n} {versions[n]}" for n in shown if n in versions)
+    return f"{where}; {libraries}; {values['date']}; `{values['command']}`"
+
+
+def _summary(values: Values) -> str | None:
+    summary = values.get("summary")
+    if summary is None:
+        return None
+    return summary if isinstance(summary, str) else "\n".join(summary)
+
+
+def _times(value: Values | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value['median']:.2f} ({value['least']:.2f}–{value['most']:.2f})"
+
+
+def _peers(values: Values) -> str:
+    same = "neurodeploy, torch fp32"
+    rows = []
+    for row in values["rows"]:
+        labels = row["labels"] or {}
+        agreed = f"{labels[same]:.5f}" if same in labels else "–"
+        rows.append(
+            [
+                row["variant"],
+                f"{row['mvoxel_per_s']['median']:.3f}",
+                _times(row["over_monai_fp32"]),
+                _times(row["over_monai_bf16"]),
+                f"{row['over_tiles']['median']:.2f}",
+                f"{row['peak_bytes']['median'] / 2**20:.0f}",
+                agreed,
+            ]
+        )
+    size = " × ".join(map(str, values["shape"]))
+    n = values["rows"][0]["wall_s"]["n"]
+    return (
+        f"**One network in every engine, file to file** (ViT-S UNETR, "
+        f"{values['parameters'] / 1e6:.0f} M parameters, "
+        f"{values['flop_per_tile'] / 1e9:.0f} GFLOP a tile of "
+        f"{values['size']['tile']}³, overlap {values['overlap']}, {size} voxels, "
+        f"{n} turns; × is taken within a turn, with least and most)\n\n"
+        + table(
+            [
+                "",
+                "Mvoxel/s",
+                "× MONAI torch fp32",
+                "× MONAI torch bf16",
+                "wall / tiles alone",
+                "MiB over held",
+                "labels as torch fp32",
+            ],
+            rows,
+        )
+    )
+
+
+def _tiling(values: Values) -> str:
+    largest = max(row["size"] for row in values["rows"])
+    rows = [
+        [
+            row["tiler"],
+            f"{row['size']}³",
+            _times(row["mvoxel_per_cpu_s"]),
+            f"{row['peak_bytes']['median'] / 2**20:.0f}",
+            f"{row['max_error']:.2g}",
+        ]
+        for row in values["rows"]
+        if row["size"] in (256, largest)
+    ]
+    return (
+        "**Tiling and blending alone** (identity network, tile 96³, overlap 0.25, one "
+        "thread)\n\n"
+        + table(
+            ["", "volume", "Mvoxel per CPU-second", "MiB over held", "largest error"],
+            rows,
+        )
+    )
+
+
+def _cap(values: Values) -> str:
+    shape = " × ".join(map(str, values["rows"][0]["shape"]))
+    rows = [
+        [
+            f"{row['cap_bytes'] / 1e9:.0f} GB",
+            "OME-Zarr" if row["suffix"].endswith("zarr") else "TIFF",
+            f"{row['peak_rss_bytes'] / 1e9:.2f} GB",
+            f"{row['redundancy']:.2f}",
+            row["wrong_voxels"],
+        ]
+        for row in values["rows"]
+    ]
+    return f"**Memory** (`--memory`, {shape} voxels, every voxel checked)\n\n" + table(
+        ["cap", "output", "peak of the process", "× voxels", "wrong voxels"], rows
+    )
+
+
+def _depth(values: Values) -> str:
+    first, last = values["rows"][0], values["rows"][-1]
+    return (
+        f"**Depth**: {last['shape'][0]} planes take {values['change']:+.1%} of the "
+        f"memory of {first['shape'][0]} "
+        f"({last['peak_rss_bytes'] / 2**20:.0f} against "
+        f"{first['peak_rss_bytes'] / 2**20:.0f} MiB, "
+        f"{last['shape'][1]} × {last['shape'][2]} each)."
+    )
+
+
+def _size(values: Values) -> str:
+    rows = [row["shape"][0] for row in values["rows"]]
+    return (
+        f"**Size**: from {min(rows)}³ to {max(rows)}³, CPU time around the network "
+        f"grows as voxels to the {values['cpu_exponent']:.2f}."
+    )
+
+
+def _seams(values: Values) -> str:
+    rows = [
+        [
+            row["overlap"],
+            f"{row['redundancy']:.2f}",
+            f"{row['mvoxel_per_s']:.3f}",
+            f"{row['dice']:.4f}",
+        ]
+        for row in values["rows"]
+    ]
+    return (
+        "**What overlap costs and changes** (the default bundle, Dice of its mask with "
+        "that at overlap 0.5)\n\n"
+        + table(["overlap", "× voxels", "Mvoxel/s", "Dice"], rows)
+    )
+
+
+#: In the order in which the README shows them.
+RENDERERS: dict[str, Callable[[Values], str | None]] = {
+    "peers": _peers,
+    "tiling": _tiling,
+    "scaling-cap": _cap,
+    "scaling-depth": _depth,
+    "scaling-size": _size,
+    "scaling-seams": _seams,
+}
+
+
+def replaced(readme: str, section: str) -> str:
+    """The README with another section; ValueError where it has no place for one."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"the README has no {START} … {END}: put them where it goes")
+    inside = f"\n\n{section}\n\n" if section else "\n"
+    return f"{before}{START}{inside}{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    readme = README.read_text()
+    try:
+        wanted = replaced(readme, render())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.check:
+        if wanted != readme:
+            print("README.md: run python benchmarks/render_readme.py", file=sys.stderr)
+            return 1
+        return 0
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
