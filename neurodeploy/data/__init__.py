@@ -9,7 +9,15 @@ from neurodeploy.data._dataset import (
     AnnotatedVolume,
     Samples,
 )
-from neurodeploy.data._pairs import Found, Pair, find_pairs, labels_of, load_pair
+from neurodeploy.data._pairs import (
+    Found,
+    Pair,
+    find_pairs,
+    labels_of,
+    load_pair,
+    read_tracing,
+)
+from neurodeploy.data._skeleton import mark_skeleton
 
 __all__ = [
     "BACKGROUND",
@@ -24,4 +32,6 @@ __all__ = [
     "find_pairs",
     "labels_of",
     "load_pair",
+    "read_tracing",
+    "mark_skeleton",
 ]

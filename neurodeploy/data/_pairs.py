@@ -173,7 +173,7 @@ def load_pair(
     image, size = _whole(pair.image)
     size = size or voxel_size_um
     if pair.kind == "tracing":
-        tracing = _in_voxels(read_swc(pair.annotation), pair, unit, size)
+        tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
         ratio = 1.0 if size is None else 2 * size[0] / (size[1] + size[2])
         labels = annotate(tracing, image, anisotropy=ratio, settings=settings)
     else:
@@ -187,6 +187,36 @@ def load_pair(
         group,
         isotropic=size is not None and max(size) < 1.05 * min(size),
     )
+
+
+def read_tracing(
+    pair: Pair,
+    *,
+    unit: Unit = "voxel",
+    voxel_size_um: tuple[float, float, float] | None = None,
+) -> Morphology:
+    """Read the tracing of an image, in the image's voxels.
+
+    Raises
+    ------
+    DataError
+        Where it is in micrometres and nothing says the voxel size.
+    InputError
+        Where it cannot be read.
+    """
+    tracing = read_swc(pair.annotation)
+    if unit == "voxel" and tracing.voxel_size_um is None:
+        return tracing
+    size = tracing.voxel_size_um or voxel_size_um
+    if size is None:
+        with open_volume(pair.image) as source:
+            size = source.voxel_size_um
+    if size is None:
+        raise DataError(
+            f"{pair.annotation} is in micrometres and neither it nor {pair.image} "
+            "says the voxel size: give it"
+        )
+    return tracing.to_voxels(size)
 
 
 def labels_of(
@@ -250,23 +280,6 @@ def _whole(
                 f"most {_LIMIT_BYTES / 1e9:.0f}: cut it into parts"
             )
         return source.read(Box.whole(source.shape)), source.voxel_size_um
-
-
-def _in_voxels(
-    tracing: Morphology,
-    pair: Pair,
-    unit: Unit,
-    size: tuple[float, float, float] | None,
-) -> Morphology:
-    if unit == "voxel" and tracing.voxel_size_um is None:
-        return tracing
-    size = tracing.voxel_size_um or size
-    if size is None:
-        raise DataError(
-            f"{pair.annotation} is in micrometres and neither it nor {pair.image} "
-            "says the voxel size: give it"
-        )
-    return tracing.to_voxels(size)
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:

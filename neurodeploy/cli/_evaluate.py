@@ -1,0 +1,180 @@
+"""`neurodeploy evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurodeploy.cli._options import engine_options, engine_settings
+from neurodeploy.cli._sample import Triple
+
+if TYPE_CHECKING:
+    from neurodeploy.data import Found
+    from neurodeploy.evaluation import Annotated, BaselineFigures, Evaluation, Figures
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Folder of annotated images; for a tracing, the true tracing.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for evaluation.json and the overlays.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Probability that is neurite; without it, the model's own.",
+)
+@click.option("--baselines", is_flag=True, help="Also measure filters.")
+@click.option(
+    "--unit",
+    type=click.Choice(["voxel", "um"]),
+    default="voxel",
+    show_default=True,
+    help="What tracings are written in where they do not say.",
+)
+@click.option(
+    "--voxel-size",
+    type=Triple(whole=False),
+    help="Micrometres, where the images do not say.",
+)
+@engine_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="Print the figures only.")
+def evaluate(
+    model: Path | None,
+    data: Path,
+    output: Path | None,
+    threshold: float | None,
+    baselines: bool,
+    unit: Any,
+    voxel_size: tuple[float, float, float] | None,
+    as_json: bool,
+    quiet: bool,
+    **engine: Any,
+) -> None:
+    """Measure a network against annotated images.
+
+    MODEL is a bundle or a checkpoint; without it, the bundle that ships. It may also
+    be a tracing (.swc), which is compared with the tracing that --data names: ESA, DSA
+    and PDS as Vaa3D defines them.
+    """
+    if model is not None and model.suffix.lower() in (".swc", ".eswc"):
+        _print_distances(model, data)
+        return
+    from neurodeploy.data import find_pairs
+    from neurodeploy.evaluation import evaluate as measure
+    from neurodeploy.evaluation import open_model, overlay_png
+    from neurodeploy_runtime import OutputError
+
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise OutputError(f"{output} is not empty: name a new folder")
+    found = find_pairs(data)
+    if not quiet and not as_json:
+        click.echo(found.describe(), err=True)
+    pictures: dict[str, bytes] = {}
+
+    def on_image(image: Annotated, probability: Any, figures: Figures) -> None:
+        if not quiet and not as_json:
+            click.echo(f"measured {figures.name}", err=True)
+        if output is not None:
+            name = figures.name.replace("/", "_") + ".png"
+            volume = image.volume
+            mask = probability >= figures.voxels.threshold
+            pictures[name] = overlay_png(volume.image, volume.labels, mask)
+
+    with open_model(model, engine_settings(engine)) as opened:
+        result = measure(
+            _images(found, unit, voxel_size),
+            opened.predict,
+            opened.threshold if threshold is None else threshold,
+            on_image=on_image,
+        )
+        name = opened.name
+    filters = _filters(found, unit, voxel_size) if baselines else {}
+    values = {
+        "model": name,
+        "data": str(data),
+        **result.to_json(),
+        "baselines": {key: vars(value) for key, value in filters.items()},
+        "left_out": [[str(path), reason] for path, reason in found.left_out],
+    }
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        for file, png in pictures.items():
+            (output / file).write_bytes(png)
+        (output / "evaluation.json").write_text(json.dumps(values, indent=1))
+    if as_json:
+        click.echo(json.dumps(values, indent=1))
+        return
+    _print_table(name, result, filters)
+
+
+def _images(
+    found: Found, unit: Any, size: tuple[float, float, float] | None
+) -> Iterator[Annotated]:
+    from neurodeploy.data import load_pair, read_tracing
+    from neurodeploy.evaluation import Annotated, draw_line
+
+    for pair in found.pairs:
+        volume = load_pair(pair, unit=unit, voxel_size_um=size)
+        line = None
+        if pair.kind == "tracing":
+            tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
+            line = draw_line(tracing.samples(0.5)[0], volume.image.shape)
+        yield Annotated(volume, line)
+
+
+def _filters(
+    found: Found, unit: Any, size: tuple[float, float, float] | None
+) -> dict[str, BaselineFigures]:
+    from neurodeploy.evaluation import BASELINES, baseline_figures
+
+    volumes = [image.volume for image in _images(found, unit, size)]
+    return {name: baseline_figures(volumes, score) for name, score in BASELINES.items()}
+
+
+def _print_distances(tracing: Path, truth: Path) -> None:
+    from neurodeploy.morphology import read_swc, tracing_distances
+
+    found = tracing_distances(read_swc(truth), read_swc(tracing))
+    click.echo(json.dumps(found.to_json(), indent=1))
+
+
+def _print_table(
+    name: str, result: Evaluation, filters: dict[str, BaselineFigures]
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{name}, threshold {result.threshold:.3g}")
+    table.add_column("image")
+    heads = ["AP", "Dice", "best", "prec.", "recall", "clDice"]
+    heads += ["line rec. 2", "3", "line prec. 2", "3", "HD95"]
+    for head in heads:
+        table.add_column(head, justify="right")
+    for figures in (*result.images, result.pooled):
+        if figures is result.pooled:
+            table.add_section()
+        v, s = figures.voxels, figures.skeleton
+        row = [v.average_precision, v.dice, v.best_dice, v.precision, v.recall]
+        row += [s.cl_dice, s.recall_2, s.recall_3, s.precision_2, s.precision_3, s.hd95]
+        table.add_row(figures.name, *("–" if x is None else f"{x:.3f}" for x in row))
+    for filter_, figure in filters.items():
+        values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]
+        table.add_row(filter_, *values)
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    if any(f.skeleton.slices for f in result.images):
+        console.print("labels lie in single planes: centre lines are judged in 2D")

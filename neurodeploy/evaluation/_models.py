@@ -1,0 +1,76 @@
+"""From a bundle or a checkpoint to a function of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurodeploy.evaluation._evaluate import Predictor
+from neurodeploy_runtime import (
+    EngineSettings,
+    InputError,
+    Segmenter,
+    SegmentSettings,
+    load_bundle,
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network to be measured: its name, its own threshold, and what it says."""
+
+    name: str
+    threshold: float
+    predict: Predictor
+
+
+@contextmanager
+def open_model(path: Path | None, engine: EngineSettings) -> Iterator[Model]:
+    """Open a bundle, a checkpoint, or (None) the bundle that ships.
+
+    Both are driven by the runtime's plan of tiles. A bundle's probabilities come in
+    steps of 1/255, as it writes them.
+
+    Raises
+    ------
+    InputError
+        Where the folder is neither a bundle nor a checkpoint.
+    """
+    if path is None or (path / "model.json").exists():
+        bundle = load_bundle(path)
+        settings = SegmentSettings(output_kind="probability", engine=engine)
+        with Segmenter(bundle, settings) as segmenter:
+
+            def through_the_bundle(image: NDArray[Any]) -> NDArray[np.float32]:
+                return np.asarray(segmenter.segment_array(image) / np.float32(255))
+
+            yield Model(
+                f"{bundle.spec.name} ({bundle.path})",
+                bundle.spec.threshold,
+                through_the_bundle,
+            )
+        return
+    from neurodeploy.training import is_checkpoint, load_checkpoint, predict
+
+    if not is_checkpoint(path):
+        raise InputError(
+            f"{path} is neither a bundle (it has no model.json) nor a checkpoint"
+        )
+    import torch
+
+    network, checkpoint = load_checkpoint(path)
+    if engine.device.startswith("cuda"):
+        network = network.to(torch.device(engine.device))
+
+    def through_torch(image: NDArray[Any]) -> NDArray[np.float32]:
+        return predict(
+            network, checkpoint.network, image, overlap=checkpoint.overlap[1]
+        )
+
+    yield Model(f"{checkpoint.name} ({path})", checkpoint.threshold, through_torch)
