@@ -139,7 +139,8 @@ def open_input(path: str, options: dict[str, Any], memory: int | None) -> Source
     from neurodeploy_runtime import open_volume
 
     chosen = {name: options.pop(name) for name in INPUT_NAMES}
-    cache = min(256 * 2**20, (memory or 4 * 10**9) // 16)
+    # Planes are read in order, each once: the cache is for chunks on a cut.
+    cache = min(64 * 2**20, (memory or 4 * 10**9) // 32)
     return open_volume(path, cache_bytes=cache, **chosen)
 
 
