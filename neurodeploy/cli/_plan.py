@@ -34,8 +34,22 @@ if TYPE_CHECKING:
 )
 @click.option("--memory", type=Size(), help="Cap on memory, such as 4GB.")
 @click.option("--roi", type=Roi(), help="Plan for this box only.")
+@click.option("--threshold", type=float, help="Probability that is foreground.")
 @click.option("--overlap", type=float, help="Share that neighbouring tiles overlap.")
 @click.option("--flips", is_flag=True, help="Average over flips: 4 times the work.")
+@click.option(
+    "--seam-map", is_flag=True, help="Also write how much overlapping tiles disagreed."
+)
+@click.option(
+    "--skip-background", is_flag=True, help="Leave out background tiles, audited."
+)
+@click.option(
+    "--skip-sigma",
+    type=float,
+    default=4.0,
+    show_default=True,
+    help="Noise scales above background that make a voxel bright.",
+)
 @click.option(
     "--calibrate/--no-calibrate",
     default=True,
@@ -47,13 +61,14 @@ if TYPE_CHECKING:
 def plan(**options: Any) -> None:
     """Predict memory, disk, tiles and time of a segmentation.
 
-    Takes the words that `segment` takes and writes nothing. A run that cannot fit the
+    Takes the words of `segment` and writes nothing. A run that cannot fit the
     memory cap or the disk is refused here as there.
     """
     from neurodeploy_runtime import (
         OutputError,
         Segmenter,
         SegmentSettings,
+        SkipSettings,
         load_bundle,
     )
     from neurodeploy_runtime.measure import forecast
@@ -63,10 +78,14 @@ def plan(**options: Any) -> None:
     model: str | None = options.pop("model")
     calibrate: bool = options.pop("calibrate")
     as_json: bool = options.pop("as_json")
+    skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
     engine = engine_settings(options)
     with open_input(path, options, options["memory"]) as source:
         settings = SegmentSettings(
-            engine=engine, memory_bytes=options.pop("memory"), **options
+            engine=engine,
+            memory_bytes=options.pop("memory"),
+            skip=SkipSettings(limit_sigma=sigma) if skip else None,
+            **options,
         )
         target = Path(output) if output else default_output(path, source)
         with Segmenter(load_bundle(model), settings) as segmenter:

@@ -23,6 +23,7 @@ from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._skip import BackgroundSkip, SkipSettings
+from neurodeploy_runtime._stream import FLIPS
 from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.volumes import Source, required_bytes
@@ -125,9 +126,12 @@ def forecast(
     measured = _calibrate(segmenter, source, plan, roi) if calibrate else None
     seconds = None
     if measured is not None:
+        left_out = 0.0
+        if settings.skip is not None:
+            left_out = measured.background * (1 - settings.skip.audit_share)
         seconds = _seconds(
             measured,
-            tiles_run * (4 if settings.flips else 1),
+            tiles_run * (1 - left_out) * (len(FLIPS) if settings.flips else 1),
             tiles_run,
             amplification * roi.voxels * source.dtype.itemsize,
             on_cpu=segmenter.engines[0].device == "cpu",
@@ -172,7 +176,7 @@ def _amplification(plan: TilePlan, source: Source, memory: MemoryPlan) -> float:
 
 
 def _seconds(
-    measured: Calibration, runs: int, tiles: int, read_bytes: float, *, on_cpu: bool
+    measured: Calibration, runs: float, tiles: int, read_bytes: float, *, on_cpu: bool
 ) -> float:
     """Wall time: on a CPU the engine and all else share the cores, on a GPU not."""
     infer = runs * measured.infer_s
