@@ -100,9 +100,11 @@ def pool(
                 # A cell at the end has one voxel: count it twice, as its mean.
                 combined[(slice(None),) * axis + (-1,)] *= 2
         pooled = combined
-    if how == "mean":
+    if how == "mean" and count > 1:
         if voxels.dtype.kind in "ui":
-            pooled = (pooled + pooled.dtype.type(count // 2)) // count
+            # Counts are powers of two: a shift is a division that rounds down.
+            pooled += pooled.dtype.type(count // 2)
+            pooled >>= pooled.dtype.type(count.bit_length() - 1)
         else:
             pooled = pooled / count
     return pooled.astype(voxels.dtype, copy=False)
