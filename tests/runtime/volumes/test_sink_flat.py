@@ -305,3 +305,22 @@ def test_a_full_disk_in_the_middle_is_a_write_error_that_says_what_to_do(tmp_pat
         with pytest.raises(WriteError, match=r"No space left.*make room"):
             sink.write(unit, volume((4, 5, 6), "uint8"))
         assert not sink.holds(unit)
+
+
+@pytest.mark.slow  # 4.2 GB of disk
+def test_a_volume_that_a_classic_tiff_cannot_hold_is_written_to_its_end(tmp_path):
+    path = tmp_path / "a.tif"
+    shape = (4200, 1000, 1000)
+    with create_sink(path, "tiff", shape, "uint8", (1.0, 1.0, 1.0)) as sink:
+        last = list(sink.units())[-1]
+        voxels = volume(last.shape, "uint8")
+        sink.write(last, voxels)
+        sink.finish({"model": "m"})
+    with tifffile.TiffFile(path) as file:
+        assert file.is_bigtiff
+        assert file.is_ome
+        assert file.series[0].shape == shape
+        assert np.array_equal(file.asarray(key=shape[0] - 1), voxels[-1])
+    with open_volume(path) as source:
+        assert source.shape == shape
+        assert np.array_equal(source.read(last), voxels)
