@@ -65,6 +65,7 @@ class PlaneWriter:
             overwrite=True,
         )
         self._slab = np.zeros((self._sink.grain[0], height, width), np.uint8)
+        self._open = True
         self._next = 0
         self._records: dict[Shape, Record] = {}
 
@@ -98,12 +99,17 @@ class PlaneWriter:
         while self._next < self.shape[0]:
             self.add(empty)
         self._sink.finish(metadata)
-        self._sink.close()
-        for path in self._sink.scratch:
-            path.unlink(missing_ok=True)
+        self._let_go()
         if self.path.is_dir():
             shutil.rmtree(self.path)
         self._partial.replace(self.path)
+
+    def _let_go(self) -> None:
+        if self._open:
+            self._open = False
+            self._sink.close()
+            for path in self._sink.scratch:
+                path.unlink(missing_ok=True)
 
     def _write(self, start: int, stop: int) -> None:
         slab = Box((start, 0, 0), (stop, *self.shape[1:]))
@@ -116,9 +122,7 @@ class PlaneWriter:
 
     def close(self) -> None:
         """Let go of the file; what has not been finished is removed."""
-        self._sink.close()
-        for path in self._sink.scratch:
-            path.unlink(missing_ok=True)
+        self._let_go()
         if self._partial.is_dir():
             shutil.rmtree(self._partial, ignore_errors=True)
         else:

@@ -1,0 +1,274 @@
+"""Following a stack that another program is still writing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy_runtime import (
+    Box,
+    CancelledError,
+    InputError,
+    Normalisation,
+    NumpyEngine,
+    OutputError,
+    Segmenter,
+    SegmentSettings,
+    open_volume,
+)
+from neurodeploy_runtime._provenance import read_provenance
+from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
+
+ts = pytest.importorskip("tensorstore")
+
+UNIT = Normalisation("unit", 0.0, 65535.0)
+SHAPE = (20, 24)
+
+
+@pytest.fixture
+def bundle(make_identity_bundle):
+    return make_identity_bundle(tile=(8, 16, 16))
+
+
+def stack_of(depth):
+    rng = np.random.default_rng(depth)
+    return rng.integers(1, 65535, (depth, *SHAPE)).astype(np.uint16)
+
+
+def followed(bundle, path, output, normalisation=UNIT, **options):
+    options = {"timeout_s": 1.0, "settle_s": 0.05, "poll_s": 0.01} | options
+    live = LiveSettings(normalisation=normalisation, ring_planes=20)
+    return follow(
+        path,
+        output,
+        bundle,
+        FollowSettings(live=live, **options),
+        engines=[NumpyEngine(bundle)],
+    )
+
+
+def voxels_of(path):
+    with open_volume(path) as source:
+        return source.read(Box.whole(source.shape))
+
+
+def expected_of(bundle, stack, normalisation=UNIT):
+    made = SegmentSettings(normalisation=normalisation)
+    with Segmenter(bundle, made, engines=[NumpyEngine(bundle)]) as segmenter:
+        return segmenter.segment_array(stack)
+
+
+class Writer(threading.Thread):
+    """Calls `write(z)` for each plane, with a pause every few."""
+
+    def __init__(self, write, planes):
+        super().__init__()
+        self._write, self._planes = write, planes
+
+    def run(self):
+        for z in self._planes:
+            self._write(z)
+            if z % 5 == 0:
+                time.sleep(0.02)
+
+
+def zarr_of(path, depth, chunk, driver="zarr3", shard=None):
+    if driver == "zarr":
+        metadata = {
+            "shape": [depth, *SHAPE],
+            "dtype": "<u2",
+            "chunks": chunk,
+            "dimension_separator": "/",
+        }
+    else:
+        metadata = {
+            "shape": [depth, *SHAPE],
+            "data_type": "uint16",
+            "dimension_names": ["z", "y", "x"],
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": shard or chunk},
+            },
+        }
+        if shard:
+            inner = {
+                "name": "sharding_indexed",
+                "configuration": {"chunk_shape": chunk},
+            }
+            metadata["codecs"] = [inner]
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}
+    array = ts.open({**spec, "metadata": metadata}, create=True).result()
+    if driver == "zarr":
+        (path / ".zattrs").write_text('{"_ARRAY_DIMENSIONS": ["z", "y", "x"]}')
+    return array
+
+
+def test_a_growing_folder_gives_what_the_finished_one_does(bundle, tmp_path):
+    stack = stack_of(40)
+    folder, output = tmp_path / "planes", tmp_path / "out.tif"
+    folder.mkdir()
+
+    def write(z):
+        tifffile.imwrite(folder / f"plane_{z:03}.tif", stack[z])
+
+    writer = Writer(write, range(40))
+    writer.start()
+    report = followed(bundle, folder, output)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+    assert report.shape == stack.shape
+    assert (tmp_path / "out.png").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "out.json",
+        "out.png",
+        "out.tif",
+        "planes",
+    ]
+    told = read_provenance(output)
+    assert told["verified"] == "the voxels are those that were written"
+
+
+@pytest.mark.parametrize(
+    ("driver", "chunk", "shard"),
+    [
+        ("zarr3", [1, 20, 24], None),
+        ("zarr3", [4, 16, 16], [8, 16, 16]),
+        ("zarr", [4, 16, 24], None),
+    ],
+)
+def test_a_growing_zarr_gives_what_the_finished_one_does(
+    bundle, tmp_path, driver, chunk, shard
+):
+    stack = stack_of(38)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 38, chunk, driver, shard)
+    step = (shard or chunk)[0]
+
+    def write(z):
+        # As writers do: whole layers of chunks, one after the other.
+        if z % step == 0:
+            stop = min(z + step, 38)
+            array[z:stop].write(stack[z:stop]).result()
+
+    writer = Writer(write, range(38))
+    writer.start()
+    # Complete with its last plane, and not only after the time without news.
+    started = time.monotonic()
+    followed(bundle, path, output, timeout_s=30.0)
+    assert time.monotonic() - started < 30.0
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_an_array_that_is_made_longer_is_followed(bundle, tmp_path):
+    stack = stack_of(24)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    arrays = [zarr_of(path, 8, [4, 20, 24])]
+    arrays[0].write(stack[:8]).result()
+
+    def write(z):
+        if z % 8 == 0:
+            longer = arrays[-1].resize(exclusive_max=[z + 8, *SHAPE]).result()
+            longer[z : z + 8].write(stack[z : z + 8]).result()
+            arrays.append(longer)
+
+    writer = Writer(write, range(8, 24))
+    writer.start()
+    followed(bundle, path, output)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_a_stack_that_stops_early_is_ended_and_said_to_be_short(bundle, tmp_path):
+    stack = stack_of(12)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    zarr_of(path, 30, [4, 20, 24])[:12].write(stack).result()
+    report = followed(bundle, path, output, timeout_s=0.5)
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+    assert "ended after 12 of 30 planes" in report.warnings[0]
+
+
+def test_it_ends_with_as_many_planes_as_were_asked_for(bundle, tmp_path):
+    stack = stack_of(15)
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(tmp_path / f"z{z}.tif", plane)
+    output = tmp_path / "out.v3draw"
+    followed(bundle, tmp_path, output, planes=11, timeout_s=60.0)
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack[:11]))
+
+
+def test_what_is_learnt_from_the_first_planes_is_told(make_identity_bundle, tmp_path):
+    made = make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
+    stack = stack_of(20)
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(tmp_path / f"z{z}.tif", plane)
+    output = tmp_path / "out.ome.zarr"
+    report = followed(made, tmp_path, output, None, planes=20)
+    learnt = Normalisation(**report.provenance["normalisation"])
+    np.testing.assert_array_equal(voxels_of(output), expected_of(made, stack, learnt))
+    inside = json.loads((output / "zarr.json").read_text())["attributes"]["neurodeploy"]
+    assert inside["normalisation"] == report.provenance["normalisation"]
+
+
+def test_a_missing_plane_is_named_and_nothing_is_left(bundle, tmp_path):
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z in (*range(9), *range(10, 20)):
+        tifffile.imwrite(folder / f"z{z:02}.tif", stack_of(1)[0])
+    with pytest.raises(
+        InputError, match=r"lacks planes between z00\.tif and z19\.tif: 9"
+    ):
+        followed(bundle, folder, tmp_path / "out.tif", timeout_s=0.3)
+    assert [p.name for p in tmp_path.iterdir()] == ["planes"]
+
+
+def test_a_plane_that_comes_too_late_is_named(bundle, tmp_path):
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z in range(5, 15):
+        tifffile.imwrite(folder / f"z{z:02}.tif", stack_of(1)[0])
+    late = threading.Timer(
+        0.4, lambda: tifffile.imwrite(folder / "z04.tif", stack_of(1)[0])
+    )
+    late.start()
+    with pytest.raises(InputError, match=r"has got a plane before z"):
+        followed(bundle, folder, tmp_path / "out.tif", timeout_s=20.0)
+    late.join()
+
+
+def test_nothing_that_comes_is_said_to_be_so(bundle, tmp_path):
+    with pytest.raises(InputError, match=r"has brought no plane in 0\.3 s"):
+        followed(bundle, tmp_path / "none", tmp_path / "out.tif", timeout_s=0.3)
+    (tmp_path / "file.tif").write_bytes(b"II*\0")
+    with pytest.raises(InputError, match="is a file"):
+        followed(bundle, tmp_path / "file.tif", tmp_path / "out.tif")
+
+
+def test_an_output_is_not_overwritten_unasked(bundle, tmp_path):
+    (tmp_path / "out.tif").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="exists"):
+        followed(bundle, tmp_path, tmp_path / "out.tif")
+    assert (tmp_path / "out.tif").read_bytes() == b"mine"
+
+
+def test_it_can_be_stopped(bundle, tmp_path):
+    for z in range(5):
+        tifffile.imwrite(tmp_path / f"z{z}.tif", stack_of(1)[0])
+    cancel = threading.Event()
+    threading.Timer(0.5, cancel.set).start()
+    settings = FollowSettings(settle_s=0.05, poll_s=0.01)
+    with pytest.raises(CancelledError, match="stopped by the caller"):
+        follow(
+            tmp_path,
+            tmp_path / "out.tif",
+            bundle,
+            settings,
+            engines=[NumpyEngine(bundle)],
+            cancel=cancel,
+        )
+    assert not (tmp_path / "out.tif").exists()
