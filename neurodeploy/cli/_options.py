@@ -21,7 +21,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{k}i": 2 ** (10 * i) for i, k in enumerate("kmgt", 1)}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Bytes, as `4GB`, `500 MB`, `2GiB`."""
 
     name = "SIZE"
@@ -38,7 +38,7 @@ class Size(click.ParamType):
         return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-class Roi(click.ParamType):
+class Roi(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A box, as `z0:z1,y0:y1,x0:x1`."""
 
     name = "Z0:Z1,Y0:Y1,X0:X1"
@@ -60,7 +60,7 @@ class Roi(click.ParamType):
         return Box((z0, y0, x0), (z1, y1, x1))
 
 
-class Share(click.ParamType):
+class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """One of several workers, as `2/8`."""
 
     name = "I/N"

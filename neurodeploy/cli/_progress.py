@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from neurodeploy_runtime._run import Progress, ProgressCallback
+    from neurodeploy_runtime._progress import Progress, ProgressCallback
 
 #: Seconds between lines where there is no terminal.
 EVERY_S = 60.0

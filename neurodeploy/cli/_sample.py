@@ -16,7 +16,7 @@ from neurodeploy.cli._progress import voxel_progress
 LOOKS = ("light-sheet", "varied", "confocal")
 
 
-class Triple(click.ParamType):
+class Triple(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Three numbers z,y,x."""
 
     name = "Z,Y,X"
@@ -105,7 +105,7 @@ def sample(
         SampleSettings,
         write_sample,
     )
-    from neurodeploy_runtime._run import Progress
+    from neurodeploy_runtime._progress import Progress
 
     appearance = dict(zip(LOOKS, (SHOWCASE, LIGHT_SHEET, CONFOCAL), strict=True))
     settings = SampleSettings(shape, seed, appearance[look], voxel_size_um=voxel_size)

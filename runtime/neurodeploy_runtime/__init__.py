@@ -36,8 +36,8 @@ from neurodeploy_runtime._errors import (
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
+from neurodeploy_runtime._progress import Progress
 from neurodeploy_runtime._report import Report
-from neurodeploy_runtime._run import Progress
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._skip import SkipSettings

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import MemoryCapError, OutputError, SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._progress import Progress, ProgressCallback
 from neurodeploy_runtime._report import versions
 from neurodeploy_runtime._rss import current_rss
-from neurodeploy_runtime._run import Progress, ProgressCallback
 from neurodeploy_runtime.volumes import (
     ReadPlan,
     ScratchSource,

@@ -44,10 +44,12 @@ def checksum(voxels: NDArray[Any]) -> int:
 
 @dataclass(frozen=True)
 class Record:
-    """A durable unit: its first voxel and the checksum of each of its outputs."""
+    """A durable unit: its first voxel, and of each of its outputs the checksum."""
 
     start: Shape
     checksums: tuple[int, ...]
+    #: Voxels of the first output that are not zero.
+    foreground: int = 0
 
 
 class Journal:
@@ -115,15 +117,18 @@ class Journal:
             for line in text[: text.rfind(b"\n") + 1].splitlines():
                 try:
                     numbers = [int(field) for field in line.split()]
-                    z, y, x, *sums = numbers
+                    z, y, x, foreground, *sums = numbers
                 except ValueError:
                     continue
-                found[(z, y, x)] = Record((z, y, x), tuple(sums))
+                found[(z, y, x)] = Record((z, y, x), tuple(sums), foreground)
         return found
 
-    def record(self, unit: Box, checksums: tuple[int, ...]) -> None:
+    def record(
+        self, unit: Box, checksums: tuple[int, ...], foreground: int = 0
+    ) -> None:
         """Note that a unit is durable; the note is flushed before it returns."""
-        line = " ".join(str(n) for n in (*unit.start, *checksums)) + "\n"
+        numbers = (*unit.start, foreground, *checksums)
+        line = " ".join(str(n) for n in numbers) + "\n"
         try:
             if self._log is None:
                 path = self.folder / f"done-{self._worker}.log"

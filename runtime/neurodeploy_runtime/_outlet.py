@@ -107,7 +107,7 @@ class UnitOutlet:
         *,
         journal: Journal | None,
         projections: Projections,
-        written: Callable[[Box, int], None],
+        written: Callable[[Box], None],
         skip: frozenset[Shape] = frozenset(),
         seam: Sink | None = None,
         tissue: TissueMask | None = None,
@@ -219,12 +219,13 @@ class UnitOutlet:
             inside = unit.shift(
                 (-slab.box.start[0], -slab.box.start[1], -slab.box.start[2])
             ).slices
-            sums = []
+            sums: list[int] = []
             foreground = 0
             for output, part in zip(self._outputs, slab.parts, strict=True):
                 voxels: NDArray[Any] = part[inside]
                 positive = int(np.count_nonzero(voxels))
-                foreground = foreground or positive
+                if not sums:
+                    foreground = positive
                 # A background unit of a chunked store is a record without a shard.
                 if positive or not output.sink.sparse:
                     output.sink.write(unit, np.ascontiguousarray(voxels))
@@ -232,8 +233,8 @@ class UnitOutlet:
             if self._seam is not None and slab.seam is not None:
                 self._write_seam(self._seam, unit, slab)
             if self._journal is not None:
-                self._journal.record(unit, tuple(sums))
-            self._written(unit, foreground)
+                self._journal.record(unit, tuple(sums), foreground)
+            self._written(unit)
 
     def _write_seam(self, sink: Sink, unit: Box, slab: _Slab) -> None:
         (z0, y0, x0), (z1, y1, x1) = (

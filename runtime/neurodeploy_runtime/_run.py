@@ -9,16 +9,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neurodeploy_runtime import volumes
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
@@ -29,7 +28,7 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
-from neurodeploy_runtime._journal import Journal, checksum, write_atomically
+from neurodeploy_runtime._journal import Journal, write_atomically
 from neurodeploy_runtime._memory import (
     Footprint,
     MemoryPlan,
@@ -37,89 +36,37 @@ from neurodeploy_runtime._memory import (
     ring_depth,
 )
 from neurodeploy_runtime._normalise import Histogram, Normalisation
-from neurodeploy_runtime._outlet import SEAM, Output, PlaneKind, UnitOutlet
+from neurodeploy_runtime._outlet import UnitOutlet
+from neurodeploy_runtime._outputs import OutputSet, check_disk, default_grain
+from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
+from neurodeploy_runtime._progress import Progress, ProgressCallback
 from neurodeploy_runtime._projections import (
     Projections,
     load_projections,
     save_projections,
 )
-from neurodeploy_runtime._provenance import content_digest
 from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._report import Report, machine, out_of_range, versions
 from neurodeploy_runtime._rss import current_rss, machine_memory, peak_rss
-from neurodeploy_runtime._settings import OutputKind, SegmentSettings
+from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.engines import Engine
 from neurodeploy_runtime.volumes import (
-    Sink,
     SinkKind,
     Source,
-    attach_sink,
     open_volume,
-    required_bytes,
     sink_kind,
 )
 from neurodeploy_runtime.volumes._scratch import ScratchSource
 
-#: Recorded units that are read again when a run continues: all up to this many bytes,
-#: beyond that the last ones of each region.
-VERIFY_BYTES = 4_000_000_000
-
 #: Chunks that would be decoded this often, on average, go through a scratch file.
 TWICE = 1.5
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; voxels of the output."""
-
-    done_voxels: int
-    total_voxels: int
-    resumed_voxels: int
-    seconds: float
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where a run writes. The final names are taken at the end only."""
-
-    output: Path
-    outputs: tuple[tuple[PlaneKind, Path], ...]
-    work: Path
-    report: Path
-    picture: Path
-
-    def beside(self, ending: str) -> Path:
-        """A name beside the output, such as ``big.seg.skip.tif``."""
-        base = self.output.name.removesuffix(self.output.suffix)
-        return self.output.with_name(f"{base}.{ending}")
-
-    @classmethod
-    def of(cls, output: Path, kind: OutputKind) -> Paths:
-        """The names that belong to an output."""
-        base = output.name.removesuffix(output.suffix)
-        outputs: tuple[tuple[PlaneKind, Path], ...]
-        if kind == "both":
-            second = output.with_name(f"{base}.probability{output.suffix}")
-            outputs = (("mask", output), ("probability", second))
-        else:
-            outputs = ((kind, output),)
-        return cls(
-            output,
-            outputs,
-            output.with_name(f"{output.name}.neurodeploy"),
-            output.with_name(f"{base}.json"),
-            output.with_name(f"{base}.png"),
-        )
 
 
 class SegmentRun:
@@ -159,16 +106,13 @@ class SegmentRun:
         threshold = settings.threshold
         self._threshold = bundle.spec.threshold if threshold is None else threshold
         self._journal = Journal(self._paths.work, settings.worker[0])
-        self._lock = threading.Lock()
         self._done_voxels = 0
         self._resumed_voxels = 0
-        self._foreground = 0
         self._tiles_run = 0
         self._warnings: list[str] = []
         self._saved = 0.0
         self._start = time.perf_counter()
         self._skip: BackgroundSkip | None = None
-        self._seam: Sink | None = None
         self._tissue: TissueMask | None = None
         self._tissue_digest: str | None = None
         if settings.tissue is not None:
@@ -180,7 +124,10 @@ class SegmentRun:
 
     def execute(self) -> Report | None:
         """Run it; None where other workers still have shares to do."""
-        self._check_output()
+        self._paths.check(
+            Path(str(self._source.path)),
+            may_exist=self._overwrite or self._journal.exists,
+        )
         fresh = not self._journal.exists
         with self._clock.stage("look at the volume"):
             normalisation = self._normalise()
@@ -191,57 +138,38 @@ class SegmentRun:
         }
         memory = self.plan_memory()
         if fresh:
-            self._check_disk()
+            check_disk(self._paths, self._kind, self._roi.shape)
             self._journal.begin(plan)
         else:
             fresh = self._go_on(plan)
+        # Only who has the place may remove anything here.
+        self._journal.lock()
         try:
-            self._journal.lock()
             outputs = self._open_outputs()
         except BaseException:
-            self._journal.close()
             if fresh:
                 shutil.rmtree(self._paths.work, ignore_errors=True)
+            self._journal.close()
             raise
         try:
-            done = self._verified(outputs)
+            done = outputs.verified(self._journal.records())
+            self._resumed_voxels = sum(
+                unit.voxels
+                for unit in Box.whole(self._roi.shape).grid(outputs.grain)
+                if unit.start in done
+            )
             self._stream_all(memory, outputs, normalisation, done)
-            finished = self._finish(outputs, normalisation, memory)
+            return self._finish(outputs, normalisation, memory)
         except InputError:
             # The input itself is at fault: nothing of this run can be gone on with.
-            self._close(outputs)
+            outputs.close()
             shutil.rmtree(self._paths.work, ignore_errors=True)
             raise
         finally:
-            self._close(outputs)
-        return finished
-
-    def _close(self, outputs: list[Output]) -> None:
-        """Close the sinks, once, and give the worker's place back."""
-        while outputs:
-            outputs.pop().sink.close()
-        if self._seam is not None:
-            self._seam.close()
-            self._seam = None
-        self._journal.close()
+            outputs.close()
+            self._journal.close()
 
     # -- before ----------------------------------------------------------------
-
-    def _check_output(self) -> None:
-        folder = self._paths.output.parent
-        if not folder.is_dir():
-            raise OutputError(f"the folder {folder} does not exist: make it first")
-        if not self._overwrite and not self._journal.exists:
-            for _, path in self._paths.outputs:
-                if path.exists():
-                    raise OutputError(
-                        f"{path} exists: choose another name with -o, or pass "
-                        "--overwrite"
-                    )
-        source = Path(str(self._source.path))
-        for _, path in self._paths.outputs:
-            if source.exists() and path.exists() and path.samefile(source):
-                raise OutputError(f"{path} is the input: it is never overwritten")
 
     def _go_on(self, plan: dict[str, Any]) -> bool:
         """Go on with what lies here, or start again where that is allowed."""
@@ -253,7 +181,7 @@ class SegmentRun:
             self._journal.lock()
             self._journal.close()
             shutil.rmtree(self._paths.work)
-            self._check_disk()
+            check_disk(self._paths, self._kind, self._roi.shape)
             self._journal.begin(plan)
             return True
         return False
@@ -337,92 +265,15 @@ class SegmentRun:
         """The unit of this output: the format's own for such a volume."""
         return default_grain(self._kind, self._roi.shape)
 
-    def _check_disk(self) -> None:
-        need = sum(
-            required_bytes(self._kind, self._roi.shape, np.uint8)
-            for _ in self._paths.outputs
-        )
-        free = shutil.disk_usage(self._paths.output.parent).free
-        if need > free:
-            raise OutputError(
-                f"the output may take {need / 1e9:.2f} GB and "
-                f"{self._paths.output.parent} has {free / 1e9:.2f} GB free: make room, "
-                "or choose another place with -o"
-            )
-
-    def _open_outputs(self) -> list[Output]:
-        outputs: list[Output] = []
-        try:
-            for kind, path in self._paths.outputs:
-                target = self._working(kind, path)
-                sink: Sink = attach_sink(
-                    target,
-                    self._kind,
-                    self._roi.shape,
-                    np.uint8,
-                    self._source.voxel_size_um,
-                    grain=self._grain(),
-                    pooling="max" if kind == "mask" else "mean",
-                )
-                outputs.append(Output(kind, sink))
-            if self._settings.seam_map:
-                self._seam = self._open_seam(outputs[0].sink.grain)
-        except BaseException:
-            for output in outputs:
-                output.sink.close()
-            raise
-        return outputs
-
-    def _open_seam(self, grain: Shape) -> Sink:
-        """A TIFF of an eighth of the extent, whose units are those of the output."""
-        shape, units, size = (
-            tuple(-(-n // SEAM) for n in self._roi.shape),
-            tuple(-(-n // SEAM) for n in grain),
+    def _open_outputs(self) -> OutputSet:
+        return OutputSet(
+            self._paths,
+            self._kind,
+            self._roi.shape,
+            self._grain(),
             self._source.voxel_size_um,
+            seam=self._settings.seam_map,
         )
-        return attach_sink(
-            self._paths.work / "seam.tif",
-            "tiff",
-            shape,  # type: ignore[arg-type]
-            np.uint8,
-            tuple(SEAM * n for n in size) if size else None,  # type: ignore[arg-type]
-            grain=units,  # type: ignore[arg-type]
-        )
-
-    def _working(self, kind: PlaneKind, path: Path) -> Path:
-        """Where an output is while it is written.
-
-        A run killed while it gave final names may have given this one: then it is
-        there already.
-        """
-        working = self._paths.work / f"{kind}{path.suffix}"
-        named = (self._paths.work / "naming").exists()
-        return path if named and path.exists() and not working.exists() else working
-
-    def _verified(self, outputs: Sequence[Output]) -> frozenset[Shape]:
-        """The units that need not be done again: recorded, present and readable."""
-        records = self._journal.records()
-        whole = Box.whole(self._roi.shape)
-        units = {
-            unit.start: unit
-            for unit in whole.grid(outputs[0].sink.grain)
-            if unit.start in records
-        }
-        good = set()
-        budget = VERIFY_BYTES
-        for start, unit in reversed(units.items()):
-            sums = records[start].checksums
-            if len(sums) != len(outputs):
-                continue
-            budget -= unit.voxels * len(outputs)
-            intact = budget < 0 or all(
-                checksum(output.sink.read(unit)) == expected
-                for output, expected in zip(outputs, sums, strict=True)
-            )
-            if intact:
-                good.add(start)
-                self._resumed_voxels += unit.voxels
-        return frozenset(good)
 
     # -- the run ---------------------------------------------------------------
 
@@ -448,11 +299,11 @@ class SegmentRun:
     def _stream_all(
         self,
         memory: MemoryPlan,
-        outputs: Sequence[Output],
+        outputs: OutputSet,
         normalisation: Normalisation,
         done: frozenset[Shape],
     ) -> None:
-        grain = outputs[0].sink.grain
+        grain = outputs.grain
         image = Projections(self._roi, self._source.dtype)
         result = Projections(self._roi, np.dtype(np.uint8))
         self._pictures = (image, result)
@@ -461,7 +312,11 @@ class SegmentRun:
         settings = self._settings
         if settings.skip is not None:
             self._skip = BackgroundSkip(
-                settings.skip, self._plan.counts, self._plan.window, self._threshold
+                settings.skip,
+                self._plan.counts,
+                self._plan.window,
+                self._threshold,
+                self._paths.work / f"skip-{settings.worker[0]}.log",
             )
         self._stream_start = time.perf_counter()
         self._tell()
@@ -537,7 +392,7 @@ class SegmentRun:
         self,
         source: Source,
         region: Box,
-        outputs: Sequence[Output],
+        outputs: OutputSet,
         normalisation: Normalisation,
         done: frozenset[Shape],
     ) -> None:
@@ -552,7 +407,7 @@ class SegmentRun:
             axis.reads(layers[0], self._plan.shape[0])[0],
         )
         outlet = UnitOutlet(
-            outputs,
+            outputs.outputs,
             region,
             self._roi.start,
             self._threshold,
@@ -560,7 +415,7 @@ class SegmentRun:
             projections=result,
             written=self._written,
             skip=done,
-            seam=self._seam,
+            seam=outputs.seam,
             tissue=self._tissue,
             clock=self._clock,
         )
@@ -610,10 +465,8 @@ class SegmentRun:
             outlet.join()
             self._save_pictures()
 
-    def _written(self, unit: Box, foreground: int) -> None:
-        with self._lock:
-            self._done_voxels += unit.voxels
-            self._foreground += foreground
+    def _written(self, unit: Box) -> None:
+        self._done_voxels += unit.voxels
         now = time.perf_counter()
         if now - self._saved > 10:
             self._saved = now
@@ -643,12 +496,12 @@ class SegmentRun:
 
     def _finish(
         self,
-        outputs: list[Output],
+        outputs: OutputSet,
         normalisation: Normalisation,
         memory: MemoryPlan,
     ) -> Report | None:
         records = self._journal.records()
-        units = list(Box.whole(self._roi.shape).grid(outputs[0].sink.grain))
+        units = list(Box.whole(self._roi.shape).grid(outputs.grain))
         missing = [unit for unit in units if unit.start not in records]
         if missing and self._settings.worker[1] == 1:
             raise RunError(
@@ -665,25 +518,20 @@ class SegmentRun:
 
     def _give_names(
         self,
-        outputs: list[Output],
+        outputs: OutputSet,
         normalisation: Normalisation,
         memory: MemoryPlan,
     ) -> Report:
         image, result = self._pictures
         for path in self._paths.work.glob("projections-*.npz"):
             load_projections(path, image, result)
+        records = self._journal.records()
+        foreground = sum(record.foreground for record in records.values())
         skip = None
         if self._skip is not None:
-            skip = self._skip.report(self._foreground)
+            self._skip.recall(self._paths.work.glob("skip-*.log"))
+            skip = self._skip.report(foreground)
             self._check_skip(skip)
-        records = self._journal.records()
-        content = {
-            path.name: {
-                "grain": list(outputs[i].sink.grain),
-                "digest": content_digest(records, i),
-            }
-            for i, (_, path) in enumerate(self._paths.outputs)
-        }
         # In the output itself lies what decides its bytes, and nothing else: two runs
         # are the same file. The command and the times are in the report.
         inside = {
@@ -695,12 +543,11 @@ class SegmentRun:
             **inside,
             "notes": self._notes,
             "input_file": self._source.describe(),
-            "content": content,
+            "content": outputs.content(records),
             "command": sys.argv,
         }
         with self._clock.stage("finish"):
-            for output in outputs:
-                output.sink.finish(inside)
+            outputs.finish(inside)
         size = self._source.voxel_size_um
         png = draw_picture(image, result, size[0] / size[2] if size else 1.0)
         wall = max(self._stream_s, 1e-9)
@@ -712,7 +559,7 @@ class SegmentRun:
             shape=self._roi.shape,
             voxels=self._roi.voxels,
             resumed_voxels=self._resumed_voxels,
-            foreground_voxels=self._foreground,
+            foreground_voxels=foreground,
             tiles_run=self._tiles_run,
             redundancy=round(memory.redundancy, 4),
             wall_s=round(wall, 3),
@@ -730,20 +577,9 @@ class SegmentRun:
             self._paths.report, json.dumps(report.to_json(), indent=1, default=str)
         )
         if self._skip is not None:
-            _save_skip_map(self._paths, self._skip)
-        if self._seam is not None:
-            self._seam.finish({})
-        self._close(outputs)
-        (self._paths.work / "naming").touch()
-        if (self._paths.work / "seam.tif").exists():
-            (self._paths.work / "seam.tif").replace(self._paths.beside("seam.tif"))
-        for kind, path in self._paths.outputs:
-            working = self._working(kind, path)
-            if working != path:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                working.replace(path)
-        shutil.rmtree(self._paths.work, ignore_errors=True)
+            self._skip.save(self._paths.beside("skip.tif"))
+        outputs.close()
+        self._paths.give_names()
         return report
 
     def _check_skip(self, skip: dict[str, Any]) -> None:
@@ -757,27 +593,3 @@ class SegmentRun:
                 "some): run again without --skip-background, or with a lower "
                 "--skip-sigma"
             )
-
-
-def _save_skip_map(paths: Paths, skip: BackgroundSkip) -> None:
-    import tifffile
-
-    tifffile.imwrite(paths.beside("skip.tif"), skip.map * 255, photometric="minisblack")
-
-
-def default_grain(kind: SinkKind, shape: Shape) -> Shape:
-    """The durable unit of an output of this shape.
-
-    A multiple of 64 on every axis, so that shards hold whole chunks. Files written
-    plane by plane take whole rows, of at most about 16 million voxels a unit.
-    """
-    depth, height, width = shape
-    if kind == "ome-zarr":
-        return 256, 256, 256
-    if kind == "precomputed":
-        # Its order of chunks decides.
-        return volumes.default_grain(kind, shape, np.uint8)
-    z = 64
-    y = max(64, min(height, 16_777_216 // (z * width) // 64 * 64 or 64))
-    del depth
-    return z, y, width

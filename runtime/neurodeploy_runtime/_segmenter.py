@@ -20,9 +20,10 @@ from neurodeploy_runtime._memory import ring_depth
 from neurodeploy_runtime._outlet import quantise
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
+from neurodeploy_runtime._progress import ProgressCallback
 from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._report import Report
-from neurodeploy_runtime._run import ProgressCallback, SegmentRun
+from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey

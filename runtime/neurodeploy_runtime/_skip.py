@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,14 +50,18 @@ class BackgroundSkip:
         counts: Shape,
         window: Shape,
         threshold: float,
+        log: Path | None = None,
     ) -> None:
         self.settings = settings
+        self._log = log
+        self._pending: list[str] = []
         self._window_voxels = window[0] * window[1] * window[2]
         self._threshold = threshold
         self._lock = threading.Lock()
         #: 1 where a tile was skipped, by layer, row, column.
         self.map = np.zeros(counts, np.uint8)
-        self._lost: list[int] = []
+        #: What audited tiles would have given, by tile.
+        self._lost: dict[Shape, int] = {}
 
     def decide(
         self, tile: Shape, raw: list[NDArray[Any]], normalisation: Normalisation
@@ -68,15 +74,44 @@ class BackgroundSkip:
         if above > self.settings.hot_voxels:
             return True, False
         self.map[tile] = 1
+        with self._lock:
+            self._pending.append(f"{tile[0]} {tile[1]} {tile[2]}\n")
         draw = hashlib.blake2b(repr(tile).encode(), digest_size=8).digest()
         audited = int.from_bytes(draw) < self.settings.audit_share * 2**64
         return audited, audited
 
-    def audit(self, window: NDArray[np.float32]) -> None:
+    def audit(self, tile: Shape, window: NDArray[np.float32]) -> None:
         """Count what a skipped tile would have given."""
         lost = int(np.count_nonzero(window >= self._threshold))
         with self._lock:
-            self._lost.append(lost)
+            self._lost[tile] = lost
+            self._pending.append(f"{tile[0]} {tile[1]} {tile[2]} {lost}\n")
+
+    def flush(self) -> None:
+        """Write down what was skipped and audited, before its units become durable.
+
+        A run that continues must not forget what an earlier one has seen.
+        """
+        with self._lock:
+            lines, self._pending = self._pending, []
+        if self._log is not None and lines:
+            with self._log.open("a") as log:
+                log.writelines(lines)
+
+    def recall(self, logs: Iterable[Path]) -> None:
+        """Take in what earlier runs and other workers wrote down."""
+        for path in logs:
+            for line in path.read_text().splitlines():
+                numbers = [int(field) for field in line.split() if field.isdigit()]
+                if len(numbers) not in (3, 4):
+                    continue
+                tile = (numbers[0], numbers[1], numbers[2])
+                if all(
+                    n < count for n, count in zip(tile, self.map.shape, strict=True)
+                ):
+                    self.map[tile] = 1
+                    if len(numbers) == 4:
+                        self._lost[tile] = numbers[3]
 
     def report(self, foreground: int) -> dict[str, float | int | None]:
         """What was skipped, and the estimated loss with its 95 % interval.
@@ -86,27 +121,34 @@ class BackgroundSkip:
         any, and each is taken to hold `ASSUMED_LOSS` of a window.
         """
         skipped = int(self.map.sum())
-        audited = len(self._lost)
+        losses = list(self._lost.values())
+        audited = len(losses)
         values: dict[str, float | int | None] = {
             "tiles": int(self.map.size),
             "skipped": skipped,
             "audited": audited,
-            "audited_with_foreground": sum(1 for n in self._lost if n),
+            "audited_with_foreground": sum(1 for n in losses if n),
             "lost_voxels": None,
             "lost_share": None,
             "lost_share_upper": None,
         }
         if audited == 0:
             return values
-        mean = sum(self._lost) / audited
-        variance = sum((n - mean) ** 2 for n in self._lost) / max(1, audited - 1)
+        mean = sum(losses) / audited
+        variance = sum((n - mean) ** 2 for n in losses) / max(1, audited - 1)
         half = 1.96 * math.sqrt(variance / audited)
         upper = (
             mean + half
-            if any(self._lost)
+            if any(losses)
             else min(1.0, 3 / audited) * ASSUMED_LOSS * self._window_voxels
         )
         values["lost_voxels"] = round(mean * skipped)
         values["lost_share"] = mean * skipped / max(1, foreground)
         values["lost_share_upper"] = upper * skipped / max(1, foreground)
         return values
+
+    def save(self, path: Path) -> None:
+        """The map as a TIFF, 255 where a tile was skipped; z, y, x in tiles."""
+        import tifffile
+
+        tifffile.imwrite(path, self.map * 255, photometric="minisblack")

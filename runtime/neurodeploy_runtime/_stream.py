@@ -465,7 +465,7 @@ class RegionStream:
         for i, (tile, audited) in enumerate(zip(slot.tiles, slot.audited, strict=True)):
             window = slot.answer[i, 0]
             if audited and self._skip is not None:
-                self._skip.audit(window)
+                self._skip.audit((tile.layer, tile.row, tile.column), window)
                 continue
             self._blend.add(tile.layer, tile.row, tile.column, window, last=tile.last)
 

@@ -254,7 +254,7 @@ def test_a_torn_record_counts_for_nothing(
     source.plane = 10**9
     log = output.with_name("out.tif.neurodeploy") / "done-1.log"
     with log.open("ab") as raw:
-        raw.write(b"256 0 0 12")  # no end of line: the kill came here
+        raw.write(b"256 0 0 3 12")  # no end of line: the kill came here
     segmenter(bundle).segment(source, output)
     assert (tifffile.imread(output) == source._array).all()
 
@@ -323,12 +323,12 @@ def test_a_full_disk_is_a_sentence_and_the_run_continues(
     output = tmp_path / "out.tif"
     real, calls = Journal.record, 0
 
-    def full(self: Journal, unit: Box, sums: tuple[int, ...]) -> None:
+    def full(self: Journal, unit: Box, *sums: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise WriteError("no space left on the device")
-        real(self, unit, sums)
+        real(self, unit, *sums)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "record", full)

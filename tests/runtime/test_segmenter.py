@@ -360,3 +360,23 @@ def test_a_mask_of_another_shape_is_refused(
         segmenter.segment(
             ArraySource(np.zeros((32, 120, 160), np.uint8)), tmp_path / "out.tif"
         )
+
+
+def test_an_audit_that_failed_once_fails_again_when_the_run_continues(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(0).normal(100, 5, (40, 200, 200)).astype(np.uint16)
+    volume[10:14, 20:180, 50:53] = 130
+
+    def bright(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(batch > 5, np.float32)
+
+    wanted = SegmentSettings(
+        normalisation=Normalisation("unit", 100, 5),
+        skip=SkipSettings(limit_sigma=100, audit_share=0.5),
+    )
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, bright)])
+    for _ in range(2):
+        with pytest.raises(RunError, match="may have lost up to"):
+            segmenter.segment(ArraySource(volume), tmp_path / "out.tif")

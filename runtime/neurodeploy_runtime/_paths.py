@@ -1,0 +1,91 @@
+"""Where a run writes, and what must not be written over."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._outlet import PlaneKind
+from neurodeploy_runtime._settings import OutputKind
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run writes. The final names are taken at the end only."""
+
+    output: Path
+    outputs: tuple[tuple[PlaneKind, Path], ...]
+    work: Path
+    report: Path
+    picture: Path
+
+    @classmethod
+    def of(cls, output: Path, kind: OutputKind) -> Paths:
+        """The names that belong to an output."""
+        base = output.name.removesuffix(output.suffix)
+        outputs: tuple[tuple[PlaneKind, Path], ...]
+        if kind == "both":
+            second = output.with_name(f"{base}.probability{output.suffix}")
+            outputs = (("mask", output), ("probability", second))
+        else:
+            outputs = ((kind, output),)
+        return cls(
+            output,
+            outputs,
+            output.with_name(f"{output.name}.neurodeploy"),
+            output.with_name(f"{base}.json"),
+            output.with_name(f"{base}.png"),
+        )
+
+    def beside(self, ending: str) -> Path:
+        """A name beside the output, such as ``big.seg.skip.tif``."""
+        base = self.output.name.removesuffix(self.output.suffix)
+        return self.output.with_name(f"{base}.{ending}")
+
+    def working(self, kind: PlaneKind, path: Path) -> Path:
+        """Where an output is while it is written.
+
+        A run killed while it gave final names may have given this one: then it is
+        there already.
+        """
+        working = self.work / f"{kind}{path.suffix}"
+        named = (self.work / "naming").exists()
+        return path if named and path.exists() and not working.exists() else working
+
+    def check(self, source: Path, *, may_exist: bool) -> None:
+        """Refuse what cannot be written, or must not be.
+
+        Raises
+        ------
+        OutputError
+            The folder is missing, an output is the input, or exists and may not.
+        """
+        folder = self.output.parent
+        if not folder.is_dir():
+            raise OutputError(f"the folder {folder} does not exist: make it first")
+        for _, path in self.outputs:
+            if not path.exists():
+                continue
+            if not may_exist:
+                raise OutputError(
+                    f"{path} exists: choose another name with -o, or pass --overwrite"
+                )
+            if source.exists() and path.samefile(source):
+                raise OutputError(f"{path} is the input: it is never overwritten")
+
+    def give_names(self) -> None:
+        """Move what is finished to its final names; may be repeated after a kill."""
+        (self.work / "naming").touch()
+        seam = self.work / "seam.tif"
+        if seam.exists():
+            seam.replace(self.beside("seam.tif"))
+        for kind, path in self.outputs:
+            working = self.working(kind, path)
+            if working == path:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            working.replace(path)
+        shutil.rmtree(self.work, ignore_errors=True)
