@@ -6,7 +6,7 @@ import operator
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from math import prod
 from types import TracebackType
@@ -38,6 +38,7 @@ from neurodeploy_runtime.live._delivery import Delivery
 from neurodeploy_runtime.live._latency import Latencies
 from neurodeploy_runtime.live._outlet import Outlet
 from neurodeploy_runtime.live._pool import PlanePool
+from neurodeploy_runtime.live._projection import GrowingProjections
 from neurodeploy_runtime.live._settings import LiveSettings
 from neurodeploy_runtime.live._values import Gap, LivePlane, LiveStatus, State
 from neurodeploy_runtime.volumes._base import DTYPES
@@ -166,6 +167,7 @@ class LiveSegmenter:
         self._pushing = threading.Lock()
         self._lock = threading.Lock()
         self._closed = False
+        self._projection: GrowingProjections | None = None
         self._begin()
 
     # -- bringing planes -------------------------------------------------------
@@ -304,6 +306,20 @@ class LiveSegmenter:
         these few pixels.
         """
         return self._ring.copy_newest(max(1, -(-max(self.plane_shape) // longest)))
+
+    def preview_projection(self, longest: int = 512) -> NDArray[np.uint8]:
+        """The maximum along z of all finished planes since it was first asked for.
+
+        Pooled so that no side exceeds what the first call said.
+        """
+        with self._lock:
+            projection = self._projection
+            if projection is None:
+                projection = GrowingProjections(
+                    self.plane_shape, np.dtype(np.uint8), longest
+                )
+                self._projection = projection
+        return projection.along_z()
 
     # -- how it stands ---------------------------------------------------------
 
@@ -445,21 +461,20 @@ class LiveSegmenter:
         return asked
 
     def _checked_bytes(self) -> int:
-        pixels = prod(self.plane_shape)
-        raw = self.ring_planes * pixels * self.dtype.itemsize
-        blend = self._plan.window[0] * pixels * 4
-        tiles = prod(self._plan.tile) + prod(self._plan.window)
-        slots = (2 * len(self.engines) + 2) * self.engines[0].batch * tiles * 4
-        results = (self.outlet_planes + 3) * pixels
-        need = raw + blend + slots + results
+        need = buffer_bytes(
+            self._plan, self.dtype, self.ring_planes, self.outlet_planes, self.engines
+        )
         cap = self.settings.memory_bytes or (machine_memory() or 8 * 10**9) // 2
         if need > cap:
+            plane = prod(self.plane_shape)
+            raw = self.ring_planes * plane * self.dtype.itemsize
             raise MemoryCapError(
                 f"live buffers for planes of {self.plane_shape[0]} × "
                 f"{self.plane_shape[1]} take {need / 1e9:.2f} GB and may take "
                 f"{cap / 1e9:.2f}: {self.ring_planes} planes in the ring are "
                 f"{raw / 1e9:.2f} GB, {self.outlet_planes} results "
-                f"{results / 1e9:.2f}; use fewer, or allow more memory"
+                f"{self.outlet_planes * plane / 1e9:.2f}; use fewer, or allow more "
+                "memory"
             )
         return need
 
@@ -475,6 +490,7 @@ class LiveSegmenter:
         self._gaps: deque[Gap] = deque(maxlen=KEPT_GAPS)
         self._missing = self._dropped = self._done = self._lost = 0
         self._latencies = Latencies()
+        self._projection = None
         self._first_push = self._last_finished = 0.0
         self._normalisation = self.settings.normalisation
         self._stream = RegionStream(
@@ -680,6 +696,8 @@ class LiveSegmenter:
         voxels = self._pool.take()
         quantise(self.settings.output_kind, self._threshold, blend.plane_of(z), voxels)
         voxels.flags.writeable = False
+        if self._projection is not None:
+            self._projection.add(voxels)
         self._put(z, voxels, valid=True)
 
     def _lose_plane(self, z: int) -> None:
@@ -697,3 +715,19 @@ class LiveSegmenter:
                 self._lost += 1
             self._last_finished = now
         self._outlet.put(LivePlane(z, voxels, valid, latency, arrived - 1 - z))
+
+
+def buffer_bytes(
+    plan: TilePlan,
+    dtype: np.dtype[Any],
+    ring_planes: int,
+    outlet_planes: int,
+    engines: Sequence[Engine],
+) -> int:
+    """Bytes that a live segmenter allocates when it is opened."""
+    pixels = prod(plan.shape[1:])
+    raw = ring_planes * pixels * dtype.itemsize
+    blend = plan.window[0] * pixels * 4
+    tiles = prod(plan.tile) + prod(plan.window)
+    slots = (2 * len(engines) + 2) * engines[0].batch * tiles * 4
+    return raw + blend + slots + (outlet_planes + 3) * pixels

@@ -1,0 +1,101 @@
+"""A page that shows what arrives, and holds up nobody."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import imagecodecs
+import numpy as np
+import pytest
+
+from neurodeploy_runtime import Normalisation, NumpyEngine, SettingsError
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._projections import Projections
+from neurodeploy_runtime.live import LiveSegmenter, LiveSettings, LiveView
+from neurodeploy_runtime.live._projection import GrowingProjections
+
+
+@pytest.fixture
+def live(make_identity_bundle):
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    settings = LiveSettings(
+        normalisation=Normalisation("unit", 0.0, 255.0), outlet_planes=100
+    )
+    opened = LiveSegmenter(
+        bundle, (40, 60), "uint8", settings, engines=[NumpyEngine(bundle)]
+    )
+    with opened:
+        yield opened
+
+
+def fetch(view, path, **headers):
+    request = urllib.request.Request(view.address + path, headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.headers["Content-Type"], answer.read()
+
+
+def test_the_page_shows_image_and_segmentation_as_they_arrive(live):
+    with LiveView(live) as view:
+        kind, page = fetch(view, "")
+        assert kind.startswith("text/html")
+        assert b"picture.png" in page
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            fetch(view, "picture.png")
+        live.preview_projection()
+        stack = np.zeros((9, 40, 60), np.uint8)
+        stack[:, 10:20, 30:40] = 255
+        live.push(stack)
+        live.finish()
+        live.flush(30)
+        view._drawn_at = -1e9
+        kind, png = fetch(view, "picture.png?1")
+        assert kind == "image/png"
+        picture = imagecodecs.png_decode(png)
+        assert picture.shape == (40, 4 * 60 + 3 * 4, 3)
+        # The latest plane has left the ring; what is segmented is orange on both.
+        for left in (64, 3 * 64):
+            red, _, blue = picture[15, left + 35].astype(int)
+            assert red - blue > 100
+            assert np.ptp(picture[5, left + 5].astype(int)) == 0
+        status = json.loads(fetch(view, "status.json")[1])
+        assert (status["state"], status["done"]) == ("done", 9)
+
+
+def test_another_site_cannot_read_the_page_through_a_name_of_its_own(live):
+    with (
+        LiveView(live) as view,
+        pytest.raises(urllib.error.HTTPError, match="403"),
+    ):
+        fetch(view, "", Host="evil.example:80")
+
+
+def test_a_view_of_nothing_says_so_and_a_taken_port_is_named():
+    with LiveView(lambda: None) as view:
+        assert json.loads(fetch(view, "status.json")[1]) == {"state": "none"}
+        with pytest.raises(SettingsError, match=f"port {view.port} cannot be used"):
+            LiveView(lambda: None, port=view.port)
+
+
+def test_growing_projections_are_those_of_the_finished_stack():
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 65535, (10, 33, 47)).astype(np.uint16)
+    growing = GrowingProjections((33, 47), stack.dtype, longest=16)
+    for plane in stack:
+        growing.add(plane)
+    made = growing.projections((33, 47))
+    f = growing.factor
+    assert f == 3
+    for name, axis in (("along_z", 0), ("along_y", 1), ("along_x", 2)):
+        flat = stack.max(axis=axis)
+        h, w = (-(-n // f) for n in flat.shape)
+        expected = np.array(
+            [
+                [flat[r * f : r * f + f, c * f : c * f + f].max() for c in range(w)]
+                for r in range(h)
+            ]
+        )
+        np.testing.assert_array_equal(getattr(made, name), expected)
+    whole = Projections(Box.whole(stack.shape), stack.dtype)
+    assert set(whole.arrays("")) == set(made.arrays(""))
