@@ -143,15 +143,14 @@ def test_ome_zarr_py_reads_every_level(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"),
+    ("shape", "size", "how"),
     [
-        ((300, 300, 300), (1, 1, 1)),
-        ((41, 600, 300), (1, 1, 1)),
-        ((100, 300, 520), (4, 1, 1)),
-        ((1, 1, 700), (1, 1, 1)),
+        ((300, 300, 300), (1, 1, 1), "max"),
+        ((41, 600, 300), (1, 1, 1), "mean"),
+        ((100, 300, 520), (4, 1, 1), "max"),
+        ((1, 1, 700), (1, 1, 1), "mean"),
     ],
 )
-@pytest.mark.parametrize("how", ["max", "mean"])
 def test_every_level_of_a_precomputed_volume_is_the_pooled_volume(
     tmp_path, shape, size, how
 ):
