@@ -474,6 +474,8 @@ class RegionStream:
 
         `lost` and `lost_before` say that this layer, or the one before, was not run.
         """
+        if self._skip is not None:
+            self._skip.flush()
         axis = self._plan.axes[0]
         start = tile.layer * axis.stride
         stop = start + (axis.window if tile.last else axis.stride)
