@@ -24,6 +24,9 @@ from neurodeploy_export._settings import ExportSettings, Precision
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 
 HALF_MAX = 65504.0
+
+#: With less of its arithmetic in half, a graph may not be called FP16.
+MIN_SHARE = 0.2
 _F32, _F16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIX = {_F32: ".fp32", _F16: ".fp16"}
 
@@ -135,7 +138,7 @@ def write_half(
     Raises
     ------
     PrecisionError
-        Less than half of the convolutions and matrix products are in FP16.
+        Hardly any of the convolutions and matrix products are in FP16.
     WriteError
         The disk is full.
     """
@@ -167,21 +170,21 @@ def write_half(
     )
     _graph.check_file(path)
     share = _graph.compute_share_in_half(_graph.load_skeleton(path))
-    require_half(share, path.name, kept)
+    require_half(share, path.name)
     half_nodes = sum(
         1 for n in typed.graph.node if n.op_type != "Cast" or not _is_added(n)
     ) - len(kept)
     return HalfReport(half_nodes, share, tuple(kept), saturating, underflowing)
 
 
-def require_half(share: float, what: str, kept: list[Kept] | None = None) -> None:
-    """Raise where what is called FP16 does most of its arithmetic in FP32."""
-    if share < 0.5:
-        most = f"; kept in FP32: {kept[0].node} ({kept[0].reason}) …" if kept else ""
+def require_half(share: float, what: str) -> None:
+    """Raise where what is called FP16 does nearly all of its arithmetic in FP32."""
+    if share < MIN_SHARE:
         raise PrecisionError(
             f"{what} is called fp16, but only {share:.0%} of its convolutions and "
-            f"matrix products compute in half{most}: it would be an FP32 network under "
-            "another name"
+            "matrix products compute in half: it would be an FP32 network under "
+            f"another name (at least {MIN_SHARE:.0%} have to); keep fewer nodes in "
+            "FP32, or export with --precision fp32"
         )
 
 

@@ -34,7 +34,8 @@ _COMPUTE_LAYERS = (
 )
 #: Below this share of an engine's layers in half, it is an FP32 engine by another name.
 MIN_ENGINE_SHARE = 0.2
-MIN_NETWORK_SHARE = 0.5
+#: The same for the parsed network's arithmetic.
+MIN_NETWORK_SHARE = 0.2
 
 #: Told the phase and the share of it that is done.
 Report = Callable[[str, float], None]

@@ -1,0 +1,93 @@
+"""From a checkpoint to a verified bundle, by the commands a user types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from neurodeploy.cli import main
+from neurodeploy.networks import Network, NetworkConfig
+from neurodeploy.training import Checkpoint, save_checkpoint
+from neurodeploy_runtime import load_bundle
+
+CONFIG = NetworkConfig(tile=(8, 32, 32), width=24, depth=1, heads=2, taps=(1,))
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    network = Network(CONFIG)
+    folder = tmp_path_factory.mktemp("run") / "best"
+    made = Checkpoint(CONFIG, 1, name="tiny", threshold=0.4)
+    save_checkpoint(folder, made, network.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(2)
+    voxels = rng.normal(1000, 40, (16, 70, 70))
+    for i in range(60):
+        voxels[i // 4, i : i + 3, i + 2 : i + 5] += 900
+    path = tmp_path_factory.mktemp("image") / "brain.tif"
+    tifffile.imwrite(
+        path, voxels.clip(0, 65535).astype(np.uint16), photometric="minisblack"
+    )
+    return path
+
+
+def test_a_checkpoint_becomes_a_bundle_that_verifies(
+    checkpoint: Path,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "tiny.bundle"
+    code = run(
+        *("export", checkpoint, "-o", out, "--tiles", image, "--tile-count", 2),
+        *("--precision", "fp16", "--max-batch", 3, "--to", "triton"),
+        *("--keep-fp32", "head", "--max-flips", 0.2, "--min-dice", 0.5),
+    )
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "PyTorch to FP16" in said.out
+    assert "measuring the range of every node" in said.err
+    bundle = load_bundle(out)
+    assert bundle.precisions == ("fp32", "fp16")
+    assert (bundle.spec.max_batch, bundle.spec.threshold) == (3, 0.4)
+    assert (tmp_path / "tiny.bundle.triton" / "tiny_fp16" / "config.pbtxt").is_file()
+    assert run("verify", out, "--device", "cpu") == 0
+    assert "same  onnxruntime fp32 on cpu" in capsys.readouterr().out
+
+
+def test_wrong_requests_are_a_sentence_and_exit_code_2(
+    checkpoint: Path,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = tmp_path / "small.tif"
+    tifffile.imwrite(
+        small, np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40), **grey
+    )
+    for arguments, says in (
+        ((tmp_path, "-o", tmp_path / "b"), "is no checkpoint"),
+        ((checkpoint, "-o", image), "exists"),
+        ((checkpoint, "-o", tmp_path / "b", "--opset", 24), "opset 24"),
+        ((checkpoint, "-o", tmp_path / "b", "--tiles", small), "4 < 8 on axis z"),
+        ((checkpoint, "-o", tmp_path / "b", "--io", "fp16"), "--precision fp16"),
+        ((checkpoint, "-o", tmp_path / "no" / "b", "--tiles", image), "does not exist"),
+    ):
+        assert run("export", *arguments) == 2
+        assert says in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.tif"]
