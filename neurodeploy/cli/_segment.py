@@ -9,14 +9,11 @@ import click
 
 from neurodeploy.cli._options import (
     INPUT_NAMES,
-    Roi,
     Share,
-    Size,
     default_output,
-    engine_options,
-    engine_settings,
-    input_options,
     open_input,
+    segment_options,
+    segment_settings,
 )
 from neurodeploy.cli._progress import voxel_progress
 
@@ -25,43 +22,25 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("input")
-@click.option("-m", "--model", help="Bundle; without it, the one that ships.")
-@click.option("-o", "--output", help="Result; its suffix says the format.")
-@click.option(
-    "--output-kind",
-    type=click.Choice(["mask", "probability", "both"]),
-    default="mask",
-    help="0/255, or 255 times the probability.",
-)
-@click.option("--memory", type=Size(), help="Cap on memory, such as 4GB.")
-@click.option("--roi", type=Roi(), help="Segment this box only.")
-@click.option("--threshold", type=float, help="Probability that is foreground.")
-@click.option("--overlap", type=float, help="Share that neighbouring tiles overlap.")
-@click.option("--flips", is_flag=True, help="Average over flips: 4 times the work.")
-@click.option(
-    "--seam-map", is_flag=True, help="Also write how much overlapping tiles disagreed."
-)
-@click.option(
-    "--tissue",
-    type=click.Path(path_type=Path),
-    help="Mask of tissue, at any resolution: outside it nothing is run.",
-)
-@click.option(
-    "--skip-background", is_flag=True, help="Leave out background tiles, audited."
-)
-@click.option(
-    "--skip-sigma",
-    type=float,
-    default=4.0,
-    show_default=True,
-    help="Noise scales above background that make a voxel bright.",
-)
+@segment_options
 @click.option(
     "--worker", type=Share(), default=(1, 1), help="Do share I of N of the work."
 )
-@input_options
-@engine_options
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="INPUT is still being written: a Zarr, or a folder of planes.",
+)
+@click.option(
+    "--follow-timeout",
+    type=click.FloatRange(1.5),
+    default=60.0,
+    show_default=True,
+    help="End after so many seconds without a new plane.",
+)
+@click.option(
+    "--follow-planes", type=click.IntRange(1), help="End after so many planes."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a result that exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def segment(**options: Any) -> None:
@@ -71,28 +50,24 @@ def segment(**options: Any) -> None:
     v3dpbd or .npy. The result lies beside it, with a picture and a report. Stopped,
     it continues when the same words are said again.
     """
-    from neurodeploy_runtime import (
-        Segmenter,
-        SegmentSettings,
-        SkipSettings,
-        load_bundle,
-    )
+    from neurodeploy_runtime import Segmenter, load_bundle
 
+    if options.pop("follow"):
+        from neurodeploy.cli._segment_follow import segment_followed
+
+        followed = segment_followed(options)
+        if not options["quiet"]:
+            show_report(followed)
+        return
+    del options["follow_timeout"], options["follow_planes"]
     quiet: bool = options.pop("quiet")
     path: str = options.pop("input")
     output: str | None = options.pop("output")
     overwrite: bool = options.pop("overwrite")
     model: str | None = options.pop("model")
-    skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
-    engine = engine_settings(options)
     opened = {name: options[name] for name in INPUT_NAMES}
     with open_input(path, options, options["memory"]) as source:
-        settings = SegmentSettings(
-            engine=engine,
-            memory_bytes=options.pop("memory"),
-            skip=SkipSettings(limit_sigma=sigma) if skip else None,
-            **options,
-        )
+        settings = segment_settings(options)
         target = Path(output) if output else default_output(path, source)
         bundle = load_bundle(model)
         with (

@@ -447,7 +447,10 @@ class _FollowRun:
             warnings=self._warnings,
             provenance={
                 **inside,
-                "choice": {"passed_over": []},
+                "notes": {
+                    "passed_over": [],
+                    "opened_with": _only_set(self._settings.read),
+                },
                 "input_file": described,
                 "content": content,
                 "latency_s": {

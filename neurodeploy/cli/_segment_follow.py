@@ -1,0 +1,67 @@
+"""`neurodeploy segment --follow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurodeploy.cli._options import INPUT_NAMES, engine_settings
+from neurodeploy.cli._progress import voxel_progress
+
+if TYPE_CHECKING:
+    from neurodeploy_runtime import Report
+
+#: Options that need the whole volume, or a volume of known depth, and what they are
+#: when nobody gave them.
+_WHOLE = {
+    "roi": None,
+    "seam_map": False,
+    "tissue": None,
+    "skip_background": False,
+    "worker": (1, 1),
+}
+
+
+def segment_followed(options: dict[str, Any]) -> Report:
+    """Segment a stack while it is being written."""
+    from neurodeploy_runtime import LiveSettings, SettingsError, load_bundle
+    from neurodeploy_runtime.live import FollowSettings, follow
+    from neurodeploy_runtime.volumes import ReadOptions
+
+    for name, default in _WHOLE.items():
+        if options.get(name, default) != default:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} needs a finished volume: leave it out "
+                "with --follow"
+            )
+    if options["output_kind"] == "both":
+        raise SettingsError(
+            "--output-kind both is not written with --follow: choose mask or "
+            "probability"
+        )
+    path = Path(options["input"])
+    stem = path.name.removesuffix(".zarr").removesuffix(".ome")
+    ending = ".seg.ome.zarr" if path.suffix == ".zarr" else ".seg.tif"
+    output = Path(options["output"] or path.with_name(stem + ending))
+    settings = FollowSettings(
+        live=LiveSettings(
+            engine=engine_settings(dict(options)),
+            output_kind=options["output_kind"],
+            threshold=options["threshold"],
+            overlap=options["overlap"],
+            flips=options["flips"],
+            memory_bytes=options["memory"],
+        ),
+        read=ReadOptions(**{name: options[name] for name in INPUT_NAMES}),
+        timeout_s=options["follow_timeout"],
+        planes=options["follow_planes"],
+    )
+    with voxel_progress("follow", options["quiet"]) as progress:
+        return follow(
+            path,
+            output,
+            load_bundle(options["model"]),
+            settings,
+            overwrite=options["overwrite"],
+            progress=progress,
+        )
