@@ -1,0 +1,93 @@
+"""`neurodeploy evaluate`, with a network whose answers are known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy.cli import main
+from neurodeploy.data import find_pairs, load_pair
+from neurodeploy.evaluation import BASELINES, baseline_figures
+from neurodeploy_runtime import Bundle
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two images of bars that the identity network finds at a threshold of 0.5."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        image = rng.integers(20, 60, (12, 40, 40)).astype(np.uint8)
+        mask = np.zeros(image.shape, np.uint8)
+        mask[5:8, 18:21, 4:36] = 255
+        image[mask > 0] = 230
+        tifffile.imwrite(folder / f"{name}.tif", image, photometric="minisblack")
+        tifffile.imwrite(folder / f"{name}_mask.tif", mask, photometric="minisblack")
+    return folder
+
+
+def test_a_bundle_is_measured(
+    make_identity_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16)).path
+    out = tmp_path / "out"
+    words = ["--data", data, "-o", out, "--json", "--engine", "onnxruntime"]
+    assert run("evaluate", bundle, *words, "--baselines") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values == json.loads((out / "evaluation.json").read_text())
+    pooled = values["pooled"]
+    assert pooled["voxels"]["dice"] == 1.0
+    assert pooled["voxels"]["average_precision"] == 1.0
+    assert pooled["skeleton"]["cl_dice"] == 1.0
+    assert pooled["voxels"]["voxels"] == 2 * 12 * 40 * 40
+    assert [image["name"] for image in values["images"]] == ["data/a.tif", "data/b.tif"]
+    assert values["baselines"]["raw intensity"]["average_precision"] == 1.0
+    pictures = sorted(p.name for p in out.glob("*.png"))
+    assert pictures == ["data_a.tif.png", "data_b.tif.png"]
+    assert run("evaluate", bundle, *words) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_tracings_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, y in (("one", 0), ("two", 3)):
+        lines = f"1 2 0 {y} 0 1 -1\n2 2 20 {y} 0 1 1\n"
+        (tmp_path / f"{name}.swc").write_text(lines)
+    paths = (tmp_path / "one.swc", "--data", tmp_path / "two.swc")
+    assert run("evaluate", *paths) == 0
+    assert json.loads(capsys.readouterr().out)["esa"] == 3.0
+
+
+def test_wrong_requests_are_one_sentence(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run("evaluate", empty, "--data", data) == 2
+    assert "neither a bundle" in capsys.readouterr().err
+    assert run("evaluate", empty, "--data", empty) == 2
+    assert "holds no annotated image" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_filters_reach_what_they_are_known_to_reach(shared_data: Path) -> None:
+    found = find_pairs(shared_data / "trailmap" / "train")
+    cubes = [load_pair(pair) for pair in found.pairs]
+    known = {"raw intensity": 0.88, "white top-hat, σ 6": 0.80, "Sato": 0.74}
+    for name, score in BASELINES.items():
+        figures = baseline_figures(cubes, score)
+        assert figures.average_precision == pytest.approx(known[name], abs=0.006)
