@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from neurodeploy_runtime import EngineSettings, Source
+    from neurodeploy_runtime import EngineSettings, SegmentSettings, Source
 
 #: What `input_options` adds to a verb.
 INPUT_NAMES = ("channel", "time", "level", "axes", "dataset")
@@ -163,3 +163,71 @@ def default_output(path: str, source: Source, ending: str = "seg") -> Path:
     if suffix.lower() == "v3draw":
         return folder / f"{stem}.{ending}.v3draw"
     return folder / f"{stem}.{ending}.tif"
+
+
+def segment_options(function: F) -> F:
+    """What a segmentation is asked for: the words that `segment` and `plan` share."""
+    function = engine_options(input_options(function))
+    return _apply(
+        function,
+        [
+            click.argument("input"),
+            click.option(
+                "-m", "--model", help="Bundle; without it, the one that ships."
+            ),
+            click.option("-o", "--output", help="Result; its suffix says the format."),
+            click.option(
+                "--output-kind",
+                type=click.Choice(["mask", "probability", "both"]),
+                default="mask",
+                help="0/255, or 255 times the probability.",
+            ),
+            click.option("--memory", type=Size(), help="Cap on memory, such as 4GB."),
+            click.option("--roi", type=Roi(), help="Segment this box only."),
+            click.option(
+                "--threshold", type=float, help="Probability that is foreground."
+            ),
+            click.option(
+                "--overlap", type=float, help="Share that neighbouring tiles overlap."
+            ),
+            click.option(
+                "--flips", is_flag=True, help="Average over flips: 4 times the work."
+            ),
+            click.option(
+                "--seam-map",
+                is_flag=True,
+                help="Also write how much overlapping tiles disagreed.",
+            ),
+            click.option(
+                "--tissue",
+                type=click.Path(path_type=Path),
+                help="Mask of tissue, at any resolution: outside it nothing is run.",
+            ),
+            click.option(
+                "--skip-background",
+                is_flag=True,
+                help="Leave out background tiles, audited.",
+            ),
+            click.option(
+                "--skip-sigma",
+                type=float,
+                default=4.0,
+                show_default=True,
+                help="Noise scales above background that make a voxel bright.",
+            ),
+        ],
+    )
+
+
+def segment_settings(options: dict[str, Any]) -> SegmentSettings:
+    """Take what is left of a verb's options as settings of a segmentation."""
+    from neurodeploy_runtime import SegmentSettings, SkipSettings
+
+    engine = engine_settings(options)
+    skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
+    return SegmentSettings(
+        engine=engine,
+        memory_bytes=options.pop("memory"),
+        skip=SkipSettings(limit_sigma=sigma) if skip else None,
+        **options,
+    )

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._options import (
-    Roi,
-    Size,
     default_output,
-    engine_options,
-    engine_settings,
-    input_options,
     open_input,
+    segment_options,
+    segment_settings,
 )
 
 if TYPE_CHECKING:
@@ -23,40 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("input")
-@click.option("-m", "--model", help="Bundle; without it, the one that ships.")
-@click.option("-o", "--output", help="Result; its suffix says the format.")
-@click.option(
-    "--output-kind",
-    type=click.Choice(["mask", "probability", "both"]),
-    default="mask",
-    help="0/255, or 255 times the probability.",
-)
-@click.option("--memory", type=Size(), help="Cap on memory, such as 4GB.")
-@click.option("--roi", type=Roi(), help="Plan for this box only.")
-@click.option("--threshold", type=float, help="Probability that is foreground.")
-@click.option("--overlap", type=float, help="Share that neighbouring tiles overlap.")
-@click.option("--flips", is_flag=True, help="Average over flips: 4 times the work.")
-@click.option(
-    "--seam-map", is_flag=True, help="Also write how much overlapping tiles disagreed."
-)
-@click.option(
-    "--skip-background", is_flag=True, help="Leave out background tiles, audited."
-)
-@click.option(
-    "--skip-sigma",
-    type=float,
-    default=4.0,
-    show_default=True,
-    help="Noise scales above background that make a voxel bright.",
-)
+@segment_options
 @click.option(
     "--calibrate/--no-calibrate",
     default=True,
     help="Run a few tiles of the volume, for some seconds, to know the time.",
 )
-@input_options
-@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(**options: Any) -> None:
     """Predict memory, disk, tiles and time of a segmentation.
@@ -64,13 +33,7 @@ def plan(**options: Any) -> None:
     Takes the words of `segment` and writes nothing. A run that cannot fit the
     memory cap or the disk is refused here as there.
     """
-    from neurodeploy_runtime import (
-        OutputError,
-        Segmenter,
-        SegmentSettings,
-        SkipSettings,
-        load_bundle,
-    )
+    from neurodeploy_runtime import OutputError, Segmenter, load_bundle
     from neurodeploy_runtime.measure import forecast
 
     path: str = options.pop("input")
@@ -78,15 +41,8 @@ def plan(**options: Any) -> None:
     model: str | None = options.pop("model")
     calibrate: bool = options.pop("calibrate")
     as_json: bool = options.pop("as_json")
-    skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
-    engine = engine_settings(options)
     with open_input(path, options, options["memory"]) as source:
-        settings = SegmentSettings(
-            engine=engine,
-            memory_bytes=options.pop("memory"),
-            skip=SkipSettings(limit_sigma=sigma) if skip else None,
-            **options,
-        )
+        settings = segment_settings(options)
         target = Path(output) if output else default_output(path, source)
         with Segmenter(load_bundle(model), settings) as segmenter:
             found = forecast(segmenter, source, target, calibrate=calibrate)
