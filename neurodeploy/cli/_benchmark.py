@@ -159,7 +159,7 @@ def _show(found: Comparison) -> None:
             "–" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e9:.2f}"
         )
         table.add_row(
-            row.name,
+            _short(row.name),
             f"{row.mvoxel_per_s:.3g}",
             f"{row.spread[0]:.3g}–{row.spread[1]:.3g}",
             f"{row.engine_busy:.0%}",
@@ -171,7 +171,7 @@ def _show(found: Comparison) -> None:
     console.print(table)
     console.print(
         "busy: share of the time in which the engine computes; alone: wall time over "
-        "that of the tiles in the engine alone; of peak: of this machine's matrix "
+        "that of the tiles in the engine alone; peak: share of this machine's matrix "
         "product in that precision; same: labels that equal those of the first",
         style="dim",
     )
@@ -182,12 +182,18 @@ def _show(found: Comparison) -> None:
     for stage in STAGES:
         stages.add_column(stage)
     for row in found.rows:
-        stages.add_row(row.name, *(f"{row.seconds.get(s, 0):.2f}" for s in STAGES))
+        stages.add_row(
+            _short(row.name), *(f"{row.seconds.get(s, 0):.2f}" for s in STAGES)
+        )
     console.print(stages)
     for row in found.rows:
-        console.print(f"{row.name} waits for {row.bottleneck}")
+        console.print(f"{_short(row.name)} waits for {row.bottleneck}")
     for name, why in found.impossible.items():
-        console.print(f"{name} cannot run here: {why}")
+        console.print(f"{_short(name)} cannot run here: {why}")
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(" on cpu")
 
 
 def _draw(found: Comparison, path: Path) -> None:

@@ -430,14 +430,6 @@ def bottleneck(seconds: dict[str, float], busy: float, peak_share: float | None)
     >>> bottleneck({"infer": 1.0, "read": 8.0, "blend": 0.5}, 0.12, None)
     'reading: rewrite the volume with `neurodeploy ingest`, or use a faster disk'
     """
-    if busy >= 0.85:
-        text = f"the network, {busy:.0%} of the time"
-        if peak_share is not None and peak_share > 0.6:
-            return (
-                f"{text} at {peak_share:.0%} of what this machine multiplies: only a "
-                "cheaper network, a lower precision or fewer voxels are faster"
-            )
-        return f"{text}: a lower precision, --skip-background or a GPU are faster"
     stages = {
         "read": "reading: rewrite the volume with `neurodeploy ingest`, or use a "
         "faster disk",
@@ -446,5 +438,13 @@ def bottleneck(seconds: dict[str, float], busy: float, peak_share: float | None)
         "blend": "blending: a smaller --overlap, or several workers (--worker)",
         "normalise": "normalising: several workers (--worker)",
     }
-    slowest = max(stages, key=lambda stage: seconds.get(stage, 0.0))
-    return stages[slowest]
+    slowest = max((*stages, "infer"), key=lambda stage: seconds.get(stage, 0.0))
+    if slowest != "infer":
+        return stages[slowest]
+    text = f"the network, {busy:.0%} of the time"
+    if peak_share is not None and peak_share > 0.6:
+        return (
+            f"{text} at {peak_share:.0%} of what this machine multiplies: only a "
+            "cheaper network, a lower precision or fewer voxels are faster"
+        )
+    return f"{text}: a lower precision, --skip-background or a GPU are faster"
