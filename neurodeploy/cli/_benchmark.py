@@ -201,7 +201,7 @@ def _draw(found: Comparison, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = [row.name for row in found.rows]
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(names)), layout="constrained")
+    figure = Figure(figsize=(9, 2 + 0.5 * len(names)), layout="constrained")
     rate, stage = figure.subplots(1, 2)
     values = [row.mvoxel_per_s for row in found.rows]
     errors = [
@@ -217,7 +217,7 @@ def _draw(found: Comparison, path: Path) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     stage.set_xlabel("seconds by stage; stages overlap")
     stage.set_yticks([])
-    stage.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize="small")
     for axes in (rate, stage):
         axes.invert_yaxis()
     figure.savefig(path, dpi=120)
