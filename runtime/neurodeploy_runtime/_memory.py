@@ -36,6 +36,22 @@ class Footprint:
     slots: int
     batch: int
     seam: bool = False
+    #: What the source decodes at a time, where chunks are deeper than a plane.
+    chunk: Shape | None = None
+
+    def cache_bytes(self, plan: TilePlan, region: Box) -> int:
+        """What a source must keep so that no chunk of a region is decoded twice.
+
+        A row of chunks: planes are read in order, a few at a time.
+        """
+        if self.chunk is None:
+            return 0
+        spans = plan.layer(region).reads
+        voxels = self.chunk[0]
+        for (start, stop), size in zip(spans, self.chunk[1:], strict=True):
+            voxels *= (-(-stop // size) - start // size) * size
+        # A cache counts more than voxels.
+        return voxels * self.voxel_bytes * 9 // 8 + 1_000_000
 
     def region_bytes(self, plan: TilePlan, region: Box) -> int:
         """Bytes that segmenting `region` holds at its most."""
@@ -48,7 +64,8 @@ class Footprint:
         unit = prod(min(g, e) for g, e in zip(self.grain, self.extent, strict=True))
         # Cutting, writing and checking each copy a tile or a unit.
         copies = 2 * unit * self.outputs + 4 * prod(plan.tile) * 8
-        return raw + blend + slots + outlet + copies
+        cache = self.cache_bytes(plan, region)
+        return raw + blend + slots + outlet + copies + cache
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,8 @@ class MemoryPlan:
     regions: tuple[Box, ...]
     peak_bytes: int
     redundancy: float
+    #: What the source is to keep, decoded.
+    cache_bytes: int = 0
     #: Planes are decoded into a scratch file first, because regions cut them.
     scratch: bool = False
 
@@ -103,7 +122,8 @@ def choose_regions(
             if need <= cap_bytes:
                 tiles = sum(plan.tiles_in(cell) for cell in cells)
                 redundancy = tiles * prod(plan.tile) / roi.voxels
-                return MemoryPlan(tuple(cells), need, redundancy)
+                cache = max(footprint.cache_bytes(plan, cell) for cell in cells)
+                return MemoryPlan(tuple(cells), need, redundancy, cache)
             least = need
     raise MemoryCapError(
         f"a memory cap of {cap_bytes / 1e9:.2f} GB is too small for this volume and "

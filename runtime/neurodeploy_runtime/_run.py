@@ -233,33 +233,47 @@ class SegmentRun:
 
     def plan_memory(self) -> MemoryPlan:
         """The regions in which the memory cap holds; nothing is written."""
-        total = machine_memory()
         cap = self._settings.memory_bytes
         if cap is None:
-            cap = (total or 8_000_000_000) // 2
-        footprint = Footprint(
+            cap = (machine_memory() or 8_000_000_000) // 2
+        footprint = self._footprint()
+        memory = choose_regions(self._plan, self._roi, footprint, cap)
+        depth = self._source.shape[0]
+        if (
+            len(memory.regions) > 1
+            and self._source.compressed
+            and self._source.amplification((depth, *memory.regions[0].shape[1:]))
+            >= TWICE
+        ):
+            # Cutting planes that are decoded as a whole needs a scratch file, and
+            # copying into it a buffer of its own.
+            plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
+            buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
+            footprint = replace(
+                footprint, base_bytes=footprint.base_bytes + buffer, chunk=None
+            )
+            memory = choose_regions(self._plan, self._roi, footprint, cap)
+            return replace(memory, scratch=True)
+        if footprint.chunk is not None:
+            self._source.keep(memory.cache_bytes)
+        return memory
+
+    def _footprint(self) -> Footprint:
+        deep = self._source.compressed and self._source.chunk[0] > 1
+        if deep:
+            # What it keeps is counted with the region, which decides how much.
+            self._source.keep(0)
+        return Footprint(
             base_bytes=current_rss() + int(self._source.memory_bytes),
             voxel_bytes=self._source.dtype.itemsize,
             grain=self._grain(),
             extent=self._roi.shape,
             outputs=len(self._paths.outputs),
-            seam=self._settings.seam_map,
             slots=2 * len(self._engines) + 2,
             batch=self._engines[0].batch,
+            seam=self._settings.seam_map,
+            chunk=self._source.chunk if deep else None,
         )
-        memory = choose_regions(self._plan, self._roi, footprint, cap)
-        if len(memory.regions) == 1 or not self._source.compressed:
-            return memory
-        # Cutting planes that are decoded as a whole needs a scratch file, and copying
-        # into it a buffer of its own.
-        depth = self._source.shape[0]
-        if self._source.amplification((depth, *memory.regions[0].shape[1:])) < TWICE:
-            return memory
-        plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
-        buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
-        footprint = replace(footprint, base_bytes=footprint.base_bytes + buffer)
-        memory = choose_regions(self._plan, self._roi, footprint, cap)
-        return replace(memory, scratch=True)
 
     def _grain(self) -> Shape:
         """The unit of this output: the format's own for such a volume."""

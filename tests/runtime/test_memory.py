@@ -176,3 +176,22 @@ def test_a_volume_that_cannot_fit_the_cap_writes_nothing(
             ArraySource(np.zeros((9, 20, 20), np.uint8)), tmp_path / "out.tif"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_decodes_each_chunk_once(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of chunks deeper than the planes that are read at a time."""
+    h5py = pytest.importorskip("h5py", reason="the extra `cluster` is not installed")
+    # Chunks of HDF5 are counted by their table; planes come in fours.
+    monkeypatch.setattr("neurodeploy_runtime._reader.READ_BYTES", 4 * 90 * 70)
+    volume = np.random.default_rng(0).integers(0, 255, (70, 90, 70), np.uint8)
+    path = tmp_path / "in.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("data", data=volume, chunks=(32, 32, 32), compression=1)
+    bundle = make_identity_bundle()
+    segmenter = Segmenter(bundle, WANTED, engines=[NumpyEngine(bundle)])
+    with open_volume(path, dataset="data", threads=1) as source:
+        segmenter.segment(source, tmp_path / "out.tif")
+        assert source.decoded == 3 * 3 * 3  # type: ignore[attr-defined]
+    assert (tifffile.imread(tmp_path / "out.tif") == volume).all()
