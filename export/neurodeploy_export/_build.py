@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+
 from neurodeploy_export._errors import (
     BuildError,
     ExportRequestError,
     TensorRtMissingError,
 )
-from neurodeploy_export._settings import Precision
+from neurodeploy_export._parity import compare
+from neurodeploy_export._settings import ExportSettings, Precision
 from neurodeploy_export._tensorrt import PlanRequest, check_options
-from neurodeploy_runtime._bundle import ONNX, load_bundle, sha256
+from neurodeploy_runtime._bundle import GOLDEN, ONNX, load_bundle, sha256
 from neurodeploy_runtime._errors import CancelledError, WriteError
 from neurodeploy_runtime._spec import ModelSpec
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
@@ -125,6 +128,8 @@ def build_engine(
         The parser or the builder refused, or the builder's process died.
     PrecisionError
         FP16 was asked for and FP32 was built.
+    ParityError
+        The engine ran on this machine's GPU and its answers are not the golden ones.
     CancelledError
         Ctrl-C.
     """
@@ -193,6 +198,10 @@ def build_into(
         engines.mkdir(exist_ok=True)
         asked = {"do": "build", "request": asdict(request)}
         facts = _ask(library, asked, tell, settings.timeout_s)
+        facts["parity"] = None
+        if gpu is not None:
+            tell("running the engine on the golden tiles", None)
+            facts |= _prove(folder, Path(request.out), identity, spec, gpu)
         record = plans.write_plan(engines, identity, Path(request.out), facts)
     except OSError as error:
         raise WriteError(
@@ -265,6 +274,40 @@ def _distrust(
         refused = _ask(identity.library, asked, tell, None)["refused"]
         reason = f"it no longer loads: {refused}" if refused else None
     return reason
+
+
+def _prove(
+    folder: Path, plan: Path, identity: plans.PlanIdentity, spec: ModelSpec, gpu: Gpu
+) -> dict[str, Any]:
+    """Hold a fresh engine to the golden answers, on the GPU; its figures.
+
+    In a child process again: an engine may crash, too.
+    """
+    with np.load(folder / GOLDEN, allow_pickle=False) as golden:
+        frozen = golden["probability"].astype(np.float32)
+    answers = plan.with_suffix(".answers.npy")
+    asked = {
+        "do": "run",
+        "engine": str(plan),
+        "golden": str(folder / GOLDEN),
+        "answers": str(answers),
+        "host_code": identity.version_compatible,
+        "gpu": gpu.index,
+    }
+    try:
+        ran = _ask(identity.library, asked, lambda text, share: None, None)
+        parity = compare(
+            "engine", frozen, np.load(answers, allow_pickle=False), spec.threshold
+        )
+    finally:
+        answers.unlink(missing_ok=True)
+    limits = ExportSettings()
+    parity.require(
+        limits.limits_fp16 if identity.precision == "fp16" else limits.limits_fp32,
+        f"{identity.library} {identity.version} built an engine that says something "
+        "else; it was not kept: try --precision fp32, or another TensorRT version",
+    )
+    return {"parity": parity.to_json(), "ran_on": ran}
 
 
 def _ask(

@@ -12,12 +12,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from neurodeploy_export import _errors
 from neurodeploy_export._tensorrt import PlanRequest, build_plan
-from neurodeploy_runtime._errors import NeurodeployError
+from neurodeploy_runtime._errors import DeviceError, EngineError, NeurodeployError
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
+from neurodeploy_runtime.engines._cuda_driver import Device
+from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession, process_log
 
 
 def main() -> int:
@@ -65,6 +70,9 @@ def _serve(
     trt = plans.import_library(asked["library"])
     if asked["do"] == "load":
         return {"refused": _refusal(trt, asked)}
+    if asked["do"] == "run":
+        with Device(asked["gpu"]) as device:
+            return run_plan(trt, asked, device)
     request = asked["request"]
     request["tile"] = tuple(request["tile"])
     facts = build_plan(
@@ -76,12 +84,33 @@ def _serve(
     return facts.to_json()
 
 
+def run_plan(trt: Any, asked: dict[str, Any], device: Device) -> dict[str, Any]:
+    """Run an engine on a bundle's golden tiles; the answers go into a file."""
+    import time
+
+    with np.load(asked["golden"], allow_pickle=False) as golden:
+        voxels = golden["voxels"].astype(np.float32)
+        answers = np.empty_like(golden["probability"])
+    session = TensorRtSession(
+        trt,
+        Path(asked["engine"]).read_bytes(),
+        device,
+        (1, *voxels.shape[1:]),
+        (1, *answers.shape[1:]),
+        host_code=asked["host_code"],
+    )
+    times = []
+    for i in range(len(voxels)):
+        began = time.perf_counter()
+        session.infer(voxels[i : i + 1], answers[i : i + 1])
+        times.append(time.perf_counter() - began)
+    session.close()
+    np.save(asked["answers"], answers, allow_pickle=False)
+    return {"gpu": device.gpu.name, "seconds_a_tile": min(times)}
+
+
 def _refusal(trt: Any, asked: dict[str, Any]) -> str | None:
     """Why this library does not load that engine; None where it does."""
-    from pathlib import Path
-
-    from neurodeploy_runtime.engines._tensorrt_session import process_log
-
     log = process_log(trt)
     runtime = trt.Runtime(log)
     if asked["host_code"]:
@@ -98,7 +127,7 @@ ERRORS: dict[str, type[NeurodeployError]] = {
         "PrecisionError",
         "TensorRtMissingError",
     )
-}
+} | {"EngineError": EngineError, "DeviceError": DeviceError}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -305,6 +305,17 @@ def _about_tensorrt(env: Environment) -> list[Finding]:
                     "engines run directly",
                 )
             )
+    if env.gpus:
+        found.append(
+            Finding(
+                "tensorrt",
+                "note",
+                "building was run for real with tensorrt-rtx on a CPU; running an "
+                "engine was tested against the names and arities of TensorRT 10 and "
+                "11 only, not on a GPU: `neurodeploy build` runs what it builds "
+                "on the golden tiles, and keeps it only where it agrees",
+            )
+        )
     rtx = env.packages.get("tensorrt-rtx")
     if rtx is not None:
         error = env.import_errors.get("tensorrt_rtx")

@@ -121,5 +121,13 @@ def describe_engine(facts: dict[str, Any]) -> str:
     )
     share = facts["engine_half_share"]
     if share is not None:
-        return text + f"; read back from the engine: {share:.0%} of all layers"
-    return text + f". The engine itself was not read back: {facts['engine_unread']}"
+        text += f"; read back from the engine: {share:.0%} of all layers"
+    else:
+        text += f". The engine itself was not read back: {facts['engine_unread']}"
+    parity = facts["parity"]
+    if parity is None:
+        return text + ". It was not run: there is no GPU here"
+    return text + (
+        f". On the golden tiles {parity['flips']:.4%} of voxels change label, Dice "
+        f"{parity['dice']:.5f}"
+    )

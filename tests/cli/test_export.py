@@ -77,9 +77,8 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     small = tmp_path / "small.tif"
-    tifffile.imwrite(
-        small, np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40), **grey
-    )
+    flat = np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40)
+    tifffile.imwrite(small, flat, photometric="minisblack")
     for arguments, says in (
         ((tmp_path, "-o", tmp_path / "b"), "is no checkpoint"),
         ((checkpoint, "-o", image), "exists"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -17,14 +20,16 @@ from neurodeploy_export import (
     BuildSettings,
     Built,
     ExportRequestError,
+    ParityError,
     PrecisionError,
     TensorRtMissingError,
     build_engine,
 )
 from neurodeploy_export import _build as building
 from neurodeploy_export._build import build_into
-from neurodeploy_runtime import Bundle, CancelledError
+from neurodeploy_runtime import Bundle, CancelledError, ModelSpec
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
+from neurodeploy_runtime.engines._cuda_driver import Gpu
 
 pytest.importorskip("tensorrt_rtx")
 RTX = BuildSettings(library="tensorrt_rtx")
@@ -114,11 +119,7 @@ def test_after_the_onnx_changed_the_old_engine_is_stale(copy: Path) -> None:
     assert reason == "it was built from another ONNX file than the bundle now holds"
 
 
-def build_spec(folder: Path) -> plans.Any:
-    import json
-
-    from neurodeploy_runtime import ModelSpec
-
+def build_spec(folder: Path) -> ModelSpec:
     values = json.loads((folder / "model.json").read_text())
     values.pop("files")
     values.pop("seal")
@@ -191,6 +192,35 @@ def test_a_builder_that_crashes_is_a_sentence(
     with pytest.raises(BuildError, match=r"crashed .SIGSEGV.*the last words"):
         build_into(folder, build_spec(folder), RTX, silent)
     assert not (folder / "engines").exists()
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_an_engine_is_kept_only_where_its_answers_agree(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, agrees: bool
+) -> None:
+    """With a GPU; the child that would run the engine is a stand-in here."""
+    real = building._ask
+
+    def ask(library: Any, asked: Any, tell: Any, timeout_s: Any) -> Any:
+        if asked["do"] != "run":
+            return real(library, asked, tell, timeout_s)
+        with np.load(asked["golden"]) as golden:
+            answers = golden["probability"]
+        np.save(asked["answers"], answers if agrees else answers[..., ::-1])
+        return {"gpu": "Fake GPU", "seconds_a_tile": 0.001}
+
+    gpu = Gpu(0, "Fake GPU", "8.9", 8 << 30)
+    monkeypatch.setattr(building, "_ask", ask)
+    monkeypatch.setattr(building, "gpus", lambda: [gpu])
+    if agrees:
+        made = build_into(folder, build_spec(folder), RTX, silent)
+        assert made.record.facts["parity"]["flips"] == 0
+        assert made.record.facts["ran_on"]["gpu"] == "Fake GPU"
+        return
+    with pytest.raises(ParityError, match="engine: the answers changed"):
+        build_into(folder, build_spec(folder), RTX, silent)
+    assert not list(folder.glob("engines/*.engine"))
+    assert not list(folder.glob("engines/*.npy"))
 
 
 def test_a_builder_that_hangs_is_stopped(

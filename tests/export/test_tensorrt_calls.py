@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_tensorrt import VERSIONS, FakeTensorRt, Script
+from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt, Script
 
 from neurodeploy_export import BuildError, PrecisionError, TensorRtMissingError
+from neurodeploy_export._build_worker import run_plan
 from neurodeploy_export._tensorrt import (
     PlanFacts,
     PlanRequest,
@@ -17,6 +19,7 @@ from neurodeploy_export._tensorrt import (
     half_share_of,
 )
 from neurodeploy_runtime import CancelledError
+from neurodeploy_runtime.engines._cuda_driver import Device
 
 HALF_LAYERS = (
     '{"Layers": [{"Name": "a", "Outputs": [{"Format/Datatype": "Half NCHW"}]},'
@@ -179,6 +182,27 @@ def test_an_error_in_the_report_reaches_the_caller(
 
     with pytest.raises(BrokenPipeError, match="terminal"):
         build_plan(trt, asked, report, never)
+
+
+def test_an_engine_is_run_on_the_golden_tiles(
+    trt: FakeTensorRt, tmp_path: Path
+) -> None:
+    trt.script.network = lambda x: x * 0.25
+    voxels = np.random.default_rng(1).random((3, 1, 4, 8, 8), np.float32)
+    np.savez(tmp_path / "golden.npz", voxels=voxels, probability=voxels)
+    (tmp_path / "plan").write_bytes(b"a plan")
+    asked = {
+        "engine": str(tmp_path / "plan"),
+        "golden": str(tmp_path / "golden.npz"),
+        "answers": str(tmp_path / "answers.npy"),
+        "host_code": True,
+    }
+    driver = FakeDriver()
+    with Device(0, driver) as device:
+        ran = run_plan(trt, asked, device)
+    assert ran["gpu"] == "Fake GPU"
+    assert np.array_equal(np.load(tmp_path / "answers.npy"), voxels * 0.25)
+    assert not driver.blocks
 
 
 def test_attention_is_taken_apart_where_the_parser_made_it(asked: PlanRequest) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +212,17 @@ class Device:
         if self._stream.value:
             driver.cuStreamDestroy_v2(self._stream)
         driver.cuDevicePrimaryCtxRelease_v2(self._device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _call(self, doing: str, function: str, *arguments: Any) -> None:
         _check(self._driver, getattr(self._driver, function)(*arguments), doing)
