@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy.morphology import Morphology
 from neurodeploy.simulate._appearance import LIGHT_SHEET, Appearance, Look
 from neurodeploy.simulate._camera import camera_noise
 from neurodeploy.simulate._chance import Stream, generator
+from neurodeploy.simulate._given import placed
 from neurodeploy.simulate._render import render
 from neurodeploy_runtime import Box, Shape
 
@@ -19,10 +21,16 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """What to simulate: a shape (z, y, x) and ranges of appearance."""
+    """What to simulate: a shape (z, y, x) and ranges of appearance.
+
+    `neurites` are tracings in voxels that take the place of simulated neurites; each
+    is turned and shifted by the seed, and one too large for the volume has a node of
+    it, chosen by chance, in the middle.
+    """
 
     shape: Shape = (64, 160, 160)
     appearance: Appearance = LIGHT_SHEET
+    neurites: tuple[Morphology, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ def simulate_volume(settings: SimulationSettings, seed: int) -> SimulatedVolume:
     """
     look = settings.appearance.draw(generator(seed, Stream.LOOK))
     box = Box.whole(settings.shape)
-    light = render(look, seed, box)
+    extra = placed(settings.neurites, look, seed, settings.shape)
+    if settings.neurites:
+        look = replace(look, neurite_share=0.0, neurons=0.0)
+    light = render(look, seed, box, extra)
     image = look.camera.expose(light.signal + light.background, camera_noise(seed, box))
     return SimulatedVolume(
         image, light.truth, light.ignore, light.signal, light.background, look

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neurodeploy.morphology import Morphology
 from neurodeploy.simulate import (
     CONFOCAL,
     LIGHT_SHEET,
@@ -72,3 +73,15 @@ def test_the_noise_is_the_one_that_was_asked_for() -> None:
     look = volume.look
     assert constants.background == pytest.approx(look.background, rel=0.05)
     assert constants.noise == pytest.approx(look.noise, rel=0.25)
+
+
+def test_given_neurites_take_the_place_of_simulated_ones() -> None:
+    line = Morphology.from_path([(3, 10, 10), (3, 10, 70)])
+    settings = replace(SETTINGS, neurites=(line,))
+    volume = simulate_volume(settings, 5)
+    length, share = 60, volume.truth.sum() / volume.truth.size
+    # A tube of 60 voxels and nothing else, wherever it was put.
+    assert 3 * length < volume.truth.sum() < 60 * length
+    assert share < 0.02
+    box = np.argwhere(volume.truth)
+    assert sorted(np.ptp(box, axis=0))[2] >= length - 2
