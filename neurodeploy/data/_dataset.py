@@ -154,8 +154,9 @@ class Samples:
         centre = np.array(np.unravel_index(place, volume.labels.shape), float)
         pose = random_pose(self.augmentation, volume.isotropic, rng)
         # Not always in the middle, which a network could learn; but in the window.
-        half = np.array(self.window) // 2
-        centre += pose @ rng.integers(-half, half + 1).astype(float)
+        extent = np.array(self.window)
+        shift = rng.integers(extent // 2 - extent + 1, extent // 2 + 1)
+        centre += pose @ shift.astype(float)
         raw, labels = crop(volume.image, volume.labels, centre, pose, self.tile)
         constants = volume.normalisation
         units = (raw - np.float32(constants.background)) / np.float32(constants.noise)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from neurodeploy.training._optimiser import (
 )
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
+from neurodeploy.transfer import config_for, load_donor, transfer
 from neurodeploy_runtime._errors import OutputError
 
 OnRow = Callable[[Row], None]
@@ -50,6 +51,8 @@ class TrainResult:
     score: Score | None
     #: The folder to use: `best` where there was validation, else `last`.
     checkpoint: Path
+    #: Of several devices, only the first has written and says so.
+    first_rank: bool = True
 
 
 def train(
@@ -81,6 +84,11 @@ def train(
         raise OutputError(
             f"{out} is there already: resume it with --resume, or choose another folder"
         )
+    resumed = resume and is_checkpoint(last)
+    torch.manual_seed(settings.seed)
+    if resumed and _has_donor(settings):
+        settings = replace(settings, network=read_checkpoint(last).network)
+    settings, network, rows = _start(settings, fresh=not resumed)
     samples = Samples(
         volumes,
         settings.network.tile,
@@ -90,23 +98,29 @@ def train(
         settings.shares,
         settings.neurite_share,
     )
-    device = _device(settings)
+    fabric = _fabric(settings)
+    device = _device(settings) if fabric is None else fabric.device
+    first_rank = fabric is None or fabric.global_rank == 0
     amp = _precision(settings, device)
-    torch.manual_seed(settings.seed)
-    network = Network(settings.network)
-    step, best_score, rows = 0, None, _start(network, settings)
-    resumed = resume and is_checkpoint(last)
+    step, best_score = 0, None
     network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if resumed:
+        rows = read_checkpoint(last).transfer
     optimiser = build_optimiser(network, settings, transferred=bool(rows))
     average = RunningAverage(network, settings.ema)
     if resumed:
-        step, rows = _restore(last, settings, network, optimiser, average)
+        step = _restore(last, settings, network, optimiser, average)
         if is_checkpoint(best):
             best_score = _score_of(read_checkpoint(best))
-    out.mkdir(parents=True, exist_ok=True)
-    config_file = out / "config.json"
-    config_file.write_text(json.dumps(settings.to_json(), indent=1) + "\n", "utf-8")
-    log = Log(out / "log.csv", step)
+    if first_rank:
+        out.mkdir(parents=True, exist_ok=True)
+        plain = json.dumps(settings.to_json(), indent=1)
+        (out / "config.json").write_text(plain + "\n", "utf-8")
+        log = Log(out / "log.csv", step)
+    trained: Any = network
+    stepper: Any = optimiser
+    if fabric is not None:
+        trained, stepper = fabric.setup(network, optimiser)
     shadow = Network(settings.network).to(device)
 
     def write(folder: Path, score: Score | None, *, state: bool) -> None:
@@ -122,6 +136,7 @@ def train(
             step=step,
             name=settings.name,
             threshold=score.threshold if score else 0.5,
+            voxel_size_um=settings.voxel_size_um,
             transfer=rows,
             training=_portable(settings),
             figures=figures,
@@ -132,13 +147,13 @@ def train(
     score: Score | None = None
     losses: list[float] = []
     loss_value, norm_value, since = math.nan, math.nan, time.perf_counter()
-    for voxels, labels in _batches(samples, settings, step):
+    for voxels, labels in _batches(samples, settings, step, fabric):
         rate = learning_rate(step, settings)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         network.train()
         with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits = network(
+            logits = trained(
                 voxels.to(device, non_blocking=True).contiguous(
                     memory_format=torch.channels_last_3d
                 )
@@ -147,15 +162,20 @@ def train(
             logits, labels.to(device, non_blocking=True), settings.loss
         )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if fabric is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            fabric.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         loss_value, norm_value = float(loss.detach()), float(norm)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             raise TrainingError(_broken(step, settings, loss_value, norm_value, last))
-        optimiser.step()
+        stepper.step()
         step += 1
         average.update(network, step)
         losses.append(loss_value)
+        if not first_rank:
+            continue
         ended = step == settings.steps
         due = bool(validation) and (ended or step % settings.validate_every == 0)
         if due:
@@ -188,7 +208,7 @@ def train(
             write(last, score, state=True)
             draw_curves(log.rows, out / "curves.png")
     chosen = best if is_checkpoint(best) else last
-    return TrainResult(out, step, loss_value, best_score, chosen)
+    return TrainResult(out, step, loss_value, best_score, chosen, first_rank)
 
 
 def _portable(settings: TrainSettings) -> dict[str, Any]:
@@ -196,15 +216,25 @@ def _portable(settings: TrainSettings) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
     values["data"] = [Path(path).name for path in settings.data]
     del values["out"]
-    if not settings.init.startswith("timm:"):
+    if settings.init != "scratch" and not settings.init.startswith("timm:"):
         values["init"] = Path(settings.init).name
     return values
 
 
-def _start(network: Network, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Put a donor's or a checkpoint's weights into a new network."""
-    if settings.init == "scratch":
-        return []
+def _has_donor(settings: TrainSettings) -> bool:
+    """Whether the encoder starts from 2D weights, by `init` alone."""
+    return settings.init != "scratch" and not is_checkpoint(Path(settings.init))
+
+
+def _start(
+    settings: TrainSettings, *, fresh: bool
+) -> tuple[TrainSettings, Network, list[dict[str, Any]]]:
+    """A network with its first weights; its encoder has the shape of the donor's.
+
+    A resumed run (not `fresh`) needs the donor no more.
+    """
+    if settings.init == "scratch" or not fresh:
+        return settings, Network(settings.network), []
     path = Path(settings.init)
     if is_checkpoint(path):
         theirs = read_checkpoint(path)
@@ -213,12 +243,31 @@ def _start(network: Network, settings: TrainSettings) -> list[dict[str, Any]]:
                 f"{path} is of another configuration: its network is {theirs.network}, "
                 f"not {settings.network}"
             )
+        network = Network(settings.network)
         put_weights(network, load_weights(path), str(path))
-        return theirs.transfer
-    from neurodeploy.transfer import load_donor, transfer
+        return settings, network, theirs.transfer
+    donor = load_donor(settings.init, settings.donor_architecture)
+    settings = replace(settings, network=config_for(donor, settings.network))
+    network = Network(settings.network)
+    rows = transfer(donor, network.encoder, settings.inflate)
+    return settings, network, [row.to_json() for row in rows]
 
-    donor = load_donor(settings.init)
-    return [row.to_json() for row in transfer(donor, network.encoder, settings.inflate)]
+
+def _fabric(settings: TrainSettings) -> Any:
+    """Lightning Fabric, launched, where there are several devices; else None."""
+    if settings.devices == 1:
+        return None
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise ConfigError(
+            f"{settings.devices} devices need Lightning Fabric: pip install "
+            "lightning-fabric"
+        ) from error
+    accelerator = "auto" if settings.device == "auto" else settings.device
+    fabric = Fabric(accelerator=accelerator, devices=settings.devices, strategy="ddp")
+    fabric.launch()
+    return fabric
 
 
 def _device(settings: TrainSettings) -> torch.device:
@@ -250,16 +299,19 @@ def _precision(settings: TrainSettings, device: torch.device) -> torch.dtype | N
 
 
 def _batches(
-    samples: Samples, settings: TrainSettings, first_step: int
+    samples: Samples, settings: TrainSettings, first_step: int, fabric: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of the steps that are left."""
+    """The batches of the steps that are left; with several devices, this one's part."""
     from torch.utils.data import DataLoader
 
     numbers = range(first_step * settings.batch, settings.steps * settings.batch)
+    share = settings.batch // settings.devices
+    rank = 0 if fabric is None else fabric.global_rank
+    mine = [n for n in numbers if n % settings.batch // share == rank]
     loader: DataLoader[Any] = DataLoader(
         samples,  # type: ignore[arg-type]
-        batch_size=settings.batch,
-        sampler=numbers,
+        batch_size=share,
+        sampler=mine,
         num_workers=settings.workers,
         prefetch_factor=4 if settings.workers else None,
         worker_init_fn=_one_thread if settings.workers else None,
@@ -287,7 +339,7 @@ def _restore(
     network: Network,
     optimiser: torch.optim.AdamW,
     average: RunningAverage,
-) -> tuple[int, list[dict[str, Any]]]:
+) -> int:
     """Everything as it was after the checkpoint's last step."""
     checkpoint = read_checkpoint(folder)
     now = _portable(settings)
@@ -317,7 +369,7 @@ def _restore(
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"optimiser.{key}.{name}" in state
         }
-    return checkpoint.step, checkpoint.transfer
+    return checkpoint.step
 
 
 def _like(value: Tensor, parameter: Tensor, key: str) -> Tensor:

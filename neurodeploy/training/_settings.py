@@ -16,7 +16,7 @@ from neurodeploy.data import Augmentation
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.training._losses import LossSettings
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class TrainSettings:
     init
         ``scratch``, ``timm:NAME``, a file of weights (safetensors, or a state dict
         that loads with `weights_only`), or a checkpoint folder of this network.
+    donor_architecture
+        The timm model that a file of weights belongs to, where `init` is a file.
     inflate
         How a 2D patch kernel becomes a 3D one: `center` or `average`.
     steps
@@ -43,17 +45,21 @@ class TrainSettings:
     layer_decay
         Factor on the learning rate per layer further from the decoder, for an encoder
         with a donor's weights; 1 turns it off.
+    unit, voxel_size_um
+        Of tracings and images that do not say their own; z, y, x.
     validation_share
         Share of the volumes, at least one where there are two, held out to choose the
         best checkpoint and its threshold; 0 turns validation off.
     devices
-        GPUs to train on; more than one needs Lightning Fabric.
+        Devices to train on, which share out each batch; more than one needs
+        Lightning Fabric.
     """
 
     data: tuple[str, ...] = ()
     out: str = "run"
     name: str = "neurodeploy"
     init: str = "scratch"
+    donor_architecture: str = ""
     inflate: Literal["center", "average"] = "center"
     seed: int = 0
     steps: int = 5000
@@ -71,6 +77,8 @@ class TrainSettings:
     neurite_share: float = 0.6
     #: Relative number of samples per group of volumes.
     shares: dict[str, float] = field(default_factory=dict)
+    unit: Literal["voxel", "um"] = "voxel"
+    voxel_size_um: tuple[float, float, float] | None = None
     validation_share: float = 0.2
     validate_every: int = 500
     save_every: int = 250
@@ -96,6 +104,11 @@ class TrainSettings:
         for name in ("learning_rate", "clip", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use more than 0")
+        if self.batch % self.devices:
+            raise ConfigError(
+                f"a batch of {self.batch} cannot be shared out over {self.devices} "
+                f"devices: use a multiple of {self.devices}"
+            )
         for name, end in (
             ("ema", 1.0),
             ("validation_share", 0.9),

@@ -198,6 +198,9 @@ def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
     def say(text: object) -> None:
         click.echo(f"[{time.perf_counter() - started:7.1f} s] {text}")
 
+    out.mkdir(parents=True, exist_ok=True)
+    plain = json.dumps(dataclasses.asdict(recipe), indent=1)
+    (out / "recipe.json").write_text(plain + "\n", "utf-8")
     cubes = read_cubes(cubes_folder)
     simulated = simulated_volumes(recipe)
     say(f"{len(simulated)} simulated volumes")
@@ -262,7 +265,6 @@ def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
 )
 def main(cubes: Path, out: Path) -> None:
     """Make the default model."""
-    out.mkdir(parents=True, exist_ok=True)
     make(Recipe(), cubes, out)
 
 

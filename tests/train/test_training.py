@@ -1,0 +1,208 @@
+"""A run is what its settings say, whenever it is killed and whatever happens."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
+from neurodeploy.training import (
+    LossSettings,
+    TrainSettings,
+    load_checkpoint,
+    read_checkpoint,
+    read_log,
+    segmentation_loss,
+    split,
+    train,
+)
+from neurodeploy.training import _loop as loop
+from neurodeploy_runtime._errors import OutputError
+
+KILLED = """
+import json, os, signal, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from conftest import bar_volume
+from neurodeploy.training import TrainSettings, train
+torch.set_num_threads(1)
+def die(row):
+    if row.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+settings = TrainSettings.from_plain(json.loads(sys.argv[2]))
+train(settings, [bar_volume(0), bar_volume(1)], [bar_volume(2)], on_row=die)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def losses(out: str) -> list[tuple[int, float]]:
+    return [(row.step, row.loss) for row in read_log(Path(out) / "log.csv")]
+
+
+def test_a_run_killed_and_resumed_goes_through_the_same_losses(
+    tiny_settings, volumes, tmp_path
+):
+    whole = train(tiny_settings, volumes[:2], volumes[2:])
+    cut = dataclasses.replace(tiny_settings, out=str(tmp_path / "cut"))
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(Path(__file__).parent),
+            json.dumps(cut.to_json()),
+        ],
+        check=False,
+    )
+    assert process.returncode == -9
+    assert read_checkpoint(Path(cut.out) / "last").step == 4
+    resumed = train(cut, volumes[:2], volumes[2:], resume=True)
+    assert losses(cut.out) == losses(tiny_settings.out)
+    assert [step for step, _ in losses(cut.out)] == [1, 2, 3, 4, 5, 6]
+    ours, _ = load_checkpoint(resumed.out / "last")
+    theirs, _ = load_checkpoint(whole.out / "last")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_a_network_learns_a_bright_bar(tiny_settings, volumes):
+    settings = dataclasses.replace(
+        tiny_settings, steps=60, batch=4, learning_rate=1e-2, log_every=20,
+        validate_every=60, save_every=60, ema=0.9,
+    )  # fmt: skip
+    result = train(settings, volumes[:2], volumes[2:])
+    assert result.score is not None
+    assert result.score.average_precision > 0.9
+    assert (result.out / "curves.png").stat().st_size > 1000
+    network, checkpoint = load_checkpoint(result.checkpoint)
+    assert not network.training
+    assert checkpoint.threshold == result.score.threshold
+    spec = checkpoint.spec()
+    assert (spec.tile, spec.window) == ((8, 16, 16), (8, 16, 16))
+    assert str(result.out) not in json.dumps(spec.to_json())
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
+    tiny_settings, volumes, monkeypatch
+):
+    true_loss, calls = segmentation_loss, []
+
+    def broken(*arguments):
+        calls.append(None)
+        return true_loss(*arguments) * (np.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(loop, "segmentation_loss", broken)
+    with pytest.raises(
+        TrainingError, match=r"step 3: the loss is nan .* samples 6 to 7"
+    ):
+        train(tiny_settings, volumes)
+    network, checkpoint = load_checkpoint(Path(tiny_settings.out) / "last")
+    assert checkpoint.step == 2
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tiny_settings, volumes):
+    train(dataclasses.replace(tiny_settings, steps=1), volumes)
+    with pytest.raises(OutputError, match="--resume"):
+        train(tiny_settings, volumes)
+
+
+def test_resuming_with_other_settings_is_refused(tiny_settings, volumes):
+    train(dataclasses.replace(tiny_settings, steps=2), volumes)
+    other = dataclasses.replace(tiny_settings, steps=2, learning_rate=0.5)
+    with pytest.raises(CheckpointError, match="learning_rate"):
+        train(other, volumes, resume=True)
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="lerning_rate: did you mean learning_rate"):
+        TrainSettings.from_plain({"lerning_rate": 1.0})
+    with pytest.raises(
+        ConfigError, match=r"network\.widht: did you mean network\.width"
+    ):
+        TrainSettings.from_plain({"network": {"widht": 3}})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"steps": "many"}, {"steps": 0}, {"steps": True}, {"precision": "int4"},
+     {"network": {"tile": [1, 2]}}, {"batch": 3, "devices": 2}],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused(values):
+    with pytest.raises(ConfigError):
+        TrainSettings.from_plain(values)
+
+
+def test_settings_survive_json(tiny_settings):
+    plain = json.loads(json.dumps(tiny_settings.to_json()))
+    assert TrainSettings.from_plain(plain) == tiny_settings
+
+
+def test_a_checkpoint_that_was_altered_is_refused(tiny_settings, volumes):
+    train(dataclasses.replace(tiny_settings, steps=1), volumes)
+    last = Path(tiny_settings.out) / "last"
+    file = next(last.glob("weights-*"))
+    blob = bytearray(file.read_bytes())
+    blob[-1] ^= 1
+    file.write_bytes(blob)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_checkpoint(last)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="lacks weights"):
+        load_checkpoint(last)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    tiny_settings, volumes, tmp_path
+):
+    train(dataclasses.replace(tiny_settings, steps=1), volumes)
+    other = dataclasses.replace(
+        tiny_settings,
+        out=str(tmp_path / "other"),
+        init=str(Path(tiny_settings.out) / "last"),
+        network=dataclasses.replace(tiny_settings.network, half_channels=6),
+    )
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(other, volumes)
+
+
+def test_ignored_voxels_do_not_count():
+    logits = torch.randn(2, 1, 4, 4, 4, requires_grad=True)
+    labels = torch.randint(0, 2, (2, 1, 4, 4, 4), dtype=torch.uint8)
+    labels[:, :, 2:] = 255
+    settings = LossSettings(skeleton_recall=1.0)
+    segmentation_loss(logits, labels, settings).backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, :, 2:] == 0).all()
+    assert (logits.grad[:, :, :2] != 0).all()
+    nothing = torch.full_like(labels, 255)
+    assert segmentation_loss(logits, nothing, LossSettings()) == 0
+
+
+def test_skeleton_recall_rises_with_a_missed_centre_line():
+    labels = torch.ones(1, 1, 1, 3, 9, dtype=torch.uint8)
+    labels[..., 1, :] = 2
+    hit = torch.full(labels.shape, -9.0)
+    hit[..., 1, :] = 9.0
+    only = LossSettings(cross_entropy=0.0, dice=0.0, skeleton_recall=1.0)
+    assert segmentation_loss(hit, labels, only) < 0.01
+    assert segmentation_loss(-hit, labels, only) > 0.85
+
+
+def test_validation_never_takes_every_volume(volumes):
+    training, held = split(volumes, 0.9, seed=0)
+    assert len(training) == 1
+    assert len(held) == 2
+    assert split(volumes[:1], 0.5, seed=0) == (volumes[:1], [])
