@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from neurodeploy.cli._options import Roi, engine_options, engine_settings
 
 if TYPE_CHECKING:
     from neurodeploy_runtime import Box, Bundle, EngineSettings
-    from neurodeploy_runtime.measure import Comparison
+    from neurodeploy_runtime.measure import Comparison, Trial
 
 #: Fewest and most tiles of a run: fewer say nothing, more take minutes.
 TILES = (8, 4096)
@@ -45,6 +46,9 @@ STAGES = ("read", "normalise", "infer", "blend", "quantise", "write", "finish")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG."
 )
+@click.option(
+    "--tune", is_flag=True, help="Sweep batch and threads of the fastest engine."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the result.")
 def benchmark(**options: Any) -> None:
@@ -54,7 +58,7 @@ def benchmark(**options: Any) -> None:
     on a simulated volume; each run in a process of its own; labels compared with fp32.
     """
     from neurodeploy_runtime import load_bundle
-    from neurodeploy_runtime.measure import compare_engines
+    from neurodeploy_runtime.measure import compare_engines, sweep
 
     plot: Path | None = options["plot"]
     if plot is not None:
@@ -80,10 +84,17 @@ def benchmark(**options: Any) -> None:
         found = compare_engines(
             bundle, path, settings=engine, roi=roi, repeat=options["repeat"], say=say
         )
+    trials: list[Trial] = []
+    if options["tune"]:
+        fastest = max(found.rows, key=lambda row: row.mvoxel_per_s)
+        say(f"sweeping batch and threads of {fastest.name}")
+        trials = sweep(bundle, _asked(fastest.engine))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        tuned = [asdict(trial) for trial in trials]
+        click.echo(json.dumps({**found.to_json(), "tuned": tuned}, indent=1))
     else:
         _show(found)
+        _show_trials(trials)
     if plot is not None:
         _draw(found, plot)
 
@@ -125,6 +136,33 @@ def _middle_of(bundle: Bundle, path: str, tiles: int) -> Box:
 
     with open_volume(path) as source:
         return middle(TilePlan.of(bundle.spec, source.shape), tiles)
+
+
+def _asked(engine: dict[str, Any]) -> EngineSettings:
+    """What to ask for, to get this engine."""
+    from neurodeploy_runtime import EngineSettings
+
+    return EngineSettings(engine["engine"], engine["device"], engine["precision"])
+
+
+def _show_trials(trials: list[Trial]) -> None:
+    """The sweep, and the words that ask for the fastest; nothing is remembered."""
+    if not trials:
+        return
+    for trial in trials:
+        s = trial.settings
+        threads = "" if s.threads is None else f", {s.threads} threads"
+        low, high = trial.spread
+        click.echo(
+            f"batch {s.batch}{threads}: {trial.tile_s * 1e3:.1f} ms a tile "
+            f"({low * 1e3:.1f}–{high * 1e3:.1f})"
+        )
+    s = trials[0].settings
+    words = f"--engine {s.engine} --device {s.device} --precision {s.precision}"
+    words += f" --batch {s.batch}"
+    if s.threads is not None:
+        words += f" --threads {s.threads}"
+    click.echo(f"fastest: {words}")
 
 
 def _show(found: Comparison) -> None:

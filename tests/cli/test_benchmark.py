@@ -60,11 +60,13 @@ def test_the_command_prints_what_was_measured_as_json(
     plot = tmp_path / "plot.png"
     with pytest.raises(SystemExit) as stop:
         main([*words.split(), "--repeat", "1", "--seconds", "0.01", "--json",
-              "--quiet", "--plot", str(plot)])  # fmt: skip
+              "--quiet", "--tune", "--plot", str(plot)])  # fmt: skip
     printed = capfd.readouterr()
     assert not stop.value.code, printed.err
     values: dict[str, Any] = json.loads(printed.out)
     assert values["rows"][0]["engine"]["engine"] == "onnxruntime"
+    assert {t["settings"]["batch"] for t in values["tuned"]} == {1}
+    assert values["tuned"][0]["tile_s"] == min(t["tile_s"] for t in values["tuned"])
     assert values["peaks"]["copy_bytes_per_s"] == 1e9
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -12,6 +12,7 @@ from neurodeploy_runtime.measure._compare import (
 )
 from neurodeploy_runtime.measure._forecast import Calibration, Forecast, forecast
 from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
+from neurodeploy_runtime.measure._sweep import Trial, sweep
 
 __all__ = [
     "Calibration",
@@ -20,11 +21,13 @@ __all__ = [
     "Forecast",
     "Measured",
     "Peaks",
+    "Trial",
     "agreement",
     "candidates",
     "compare_engines",
     "forecast",
     "measure_peaks",
     "middle",
+    "sweep",
     "tile_seconds",
 ]
