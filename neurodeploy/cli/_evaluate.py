@@ -159,7 +159,8 @@ def _print_table(
     from rich.table import Table
 
     table = Table(title=f"{name}, threshold {result.threshold:.3g}")
-    table.add_column("image")
+    longest = max(len(figures.name) for figures in result.images)
+    table.add_column("image", min_width=min(40, longest))
     heads = ["AP", "Dice", "best", "prec.", "recall", "clDice"]
     heads += ["line rec. 2", "3", "line prec. 2", "3", "HD95"]
     for head in heads:
@@ -174,7 +175,7 @@ def _print_table(
     for filter_, figure in filters.items():
         values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]
         table.add_row(filter_, *values)
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(140, Console().width))
     console.print(table)
     if any(f.skeleton.slices for f in result.images):
         console.print("labels lie in single planes: centre lines are judged in 2D")
