@@ -1,0 +1,401 @@
+"""Planes beside a camera: overhead, push latency, sustained rate, delay, memory.
+
+    python benchmarks/live.py                       # all parts, a few minutes
+    python benchmarks/live.py --parts memory --minutes 60
+    python benchmarks/live.py --parts rig --model BUNDLE
+
+Parts
+    overhead    what the live path adds to an engine that takes a fixed time for a tile
+                and no core, as a GPU does: wall time over the engine's own.
+    push        how long a push takes while planes come at a constant rate and every
+                tile is being computed, p50, p99 and the largest.
+    path        planes per second, and the delay, with an engine that costs nothing:
+                what the path itself sustains.
+    rig         what `neurodeploy rig-check` says of a real network on this machine.
+    memory      resident memory over a run at a constant rate, and its trend.
+
+Every part checks the answer: an identity network's result is its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _bundles import identity_bundle
+from _results import RESULTS, load, save, stamp, table
+
+from neurodeploy_runtime import Bundle, Normalisation, NumpyEngine, load_bundle
+from neurodeploy_runtime._rss import current_rss
+from neurodeploy_runtime.live import (
+    LivePlane,
+    LiveSegmenter,
+    LiveSettings,
+    measure_rig,
+)
+
+TILE = (32, 96, 96)
+UNIT = Normalisation("unit", 0.0, 65535.0)
+SIDES = (512, 1024, 2048)
+#: The share that the live path may add to the engine's time.
+LIMIT_OVERHEAD = 0.05
+LIMIT_PUSH_S = 0.002
+
+
+class Paced(NumpyEngine):
+    """The identity, after a fixed time for each tile in which no core is used."""
+
+    def __init__(self, bundle: Bundle, tile_s: float) -> None:
+        super().__init__(bundle)
+        self.tile_s = tile_s
+
+    def infer(self, batch: Any, out: Any) -> None:
+        end = time.perf_counter() + self.tile_s
+        super().infer(batch, out)
+        time.sleep(max(0.0, end - time.perf_counter()))
+
+
+class Check:
+    """Takes finished planes, checks them, and keeps their latencies."""
+
+    def __init__(self, plane: np.ndarray) -> None:
+        self._expected = np.where(plane >= 32768, 255, 0).astype(np.uint8)
+        self.planes = 0
+        self.latencies: list[float] = []
+        self.lags: list[int] = []
+
+    def __call__(self, plane: LivePlane) -> None:
+        self.planes += 1
+        if not plane.valid:
+            return
+        self.latencies.append(plane.latency_s)
+        self.lags.append(plane.lag_planes)
+        # Every plane would take a core from what is measured.
+        if plane.z % 16 == 0 and not np.array_equal(plane.voxels, self._expected):
+            raise AssertionError(f"plane {plane.z} is wrong")
+
+
+def opened(
+    bundle: Bundle, engine: NumpyEngine, side: int, check: Check, **options: Any
+) -> LiveSegmenter:
+    settings = LiveSettings(**({"normalisation": UNIT} | options))
+    return LiveSegmenter(
+        bundle, (side, side), "uint16", settings, engines=[engine], on_plane=check
+    )
+
+
+def plane_of(side: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    # Not at the threshold, where a weight's last bit would decide.
+    return rng.choice(np.array([1000, 20000, 50000, 65535], np.uint16), (side, side))
+
+
+def overhead(bundle: Bundle) -> list[dict[str, Any]]:
+    rows = []
+    # 30 ms for a tile of 0.3 Mvoxel is 10 Mvoxel/s; 100 ms is 3.
+    for side, tile_s in ((512, 0.03), (512, 0.1), (1024, 0.03)):
+        plane, engine = plane_of(side), Paced(bundle, tile_s)
+        check = Check(plane)
+        with opened(bundle, engine, side, check) as live:
+            z_axis = live._z_axis
+            for _ in range(z_axis.window + 3 * z_axis.stride):
+                live.push(plane, timeout_s=600)
+            live.finish()
+            live.flush(600)
+            seconds = live.stage_seconds
+            wall = live._last_finished - live._first_push
+            tiles = live._stream.tiles_run
+        rows.append(
+            {
+                "side": side,
+                "tile_s": tile_s,
+                "tiles": tiles,
+                "wall_s": wall,
+                "engine_s": seconds["infer"],
+                "overhead": wall / seconds["infer"] - 1,
+                # The engine wakes up late on a busy machine; that is in here.
+                "over_nominal": wall / (tiles * tile_s) - 1,
+                "within_limit": wall / seconds["infer"] - 1 <= LIMIT_OVERHEAD,
+                "stages_s": {k: round(v, 4) for k, v in seconds.items()},
+            }
+        )
+    return rows
+
+
+def push(bundle: Bundle, seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for side, rate in ((512, 100.0), (1024, 50.0), (2048, 20.0)):
+        plane = plane_of(side)
+        # A tile in the time that keeps up with the rate, and no faster.
+        tiles = len(range(0, side - 24, 72)) ** 2
+        check = Check(plane)
+        engine = Paced(bundle, 24 / rate / tiles * 0.8)
+        with opened(bundle, engine, side, check, when_full="drop") as live:
+            times = []
+            start = time.perf_counter()
+            n = 0
+            while (now := time.perf_counter()) - start < seconds:
+                due = start + n / rate
+                if now < due:
+                    time.sleep(due - now)
+                before = time.perf_counter()
+                live.push(plane)
+                times.append(time.perf_counter() - before)
+                n += 1
+            status = live.status
+        pushes = np.array(times)
+        rows.append(
+            {
+                "side": side,
+                "rate_hz": rate,
+                "planes": n,
+                "p50_s": float(np.median(pushes)),
+                "p95_s": float(np.quantile(pushes, 0.95)),
+                "p99_s": float(np.quantile(pushes, 0.99)),
+                "max_s": float(pushes.max()),
+                "dropped": status.dropped,
+                "delay_p50_s": status.latency_p50_s,
+                "delay_p99_s": status.latency_p99_s,
+                "within_limit": bool(np.quantile(pushes, 0.99) < LIMIT_PUSH_S),
+                "pushes_s": [round(t, 6) for t in times],
+            }
+        )
+    return rows
+
+
+def path(bundle: Bundle, seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for side in SIDES:
+        plane = plane_of(side)
+        check = Check(plane)
+        with opened(bundle, NumpyEngine(bundle), side, check) as live:
+            start, cpu = time.perf_counter(), time.process_time()
+            while time.perf_counter() - start < seconds:
+                live.push(plane, timeout_s=600)
+            live.finish()
+            live.flush(600)
+            wall = time.perf_counter() - start
+            cpu = time.process_time() - cpu
+            status = live.status
+            stages = live.stage_seconds
+        rows.append(
+            {
+                "side": side,
+                "planes": check.planes,
+                "sustained_hz": check.planes / wall,
+                "mvoxel_per_s": check.planes * side * side / wall / 1e6,
+                "mvoxel_per_cpu_s": check.planes * side * side / cpu / 1e6,
+                "delay_p50_s": status.latency_p50_s,
+                "delay_p99_s": status.latency_p99_s,
+                "lag_planes": live.lag_planes,
+                "buffer_bytes": status.buffer_bytes,
+                "stages_s": {k: round(v, 4) for k, v in stages.items()},
+            }
+        )
+    return rows
+
+
+def rig(model: str | None, folder: Path, seconds: float) -> list[dict[str, Any]]:
+    bundle = real_bundle(model, folder)
+    return [
+        measure_rig(bundle, (side, side), 20.0, seconds=seconds).to_json()
+        for side in SIDES
+    ]
+
+
+def real_bundle(model: str | None, folder: Path) -> Bundle:
+    """What was asked for, the one that ships, or a small ViT that was not trained."""
+    from neurodeploy_runtime import BundleError, default_bundle_path
+
+    if model is not None or default_bundle_path().is_dir():
+        return load_bundle(model)
+    try:
+        from _bundles import network_bundle
+        from _unetr import TINY, flop_per_tile, unetr
+    except ImportError as error:
+        raise BundleError(f"name a bundle with --model ({error})") from None
+    network = unetr(TINY, folder / "last.npz")
+    return network_bundle(
+        folder / "unetr",
+        network,
+        name="tiny ViT, not trained",
+        tile=(TINY.tile,) * 3,
+        overlap=0.25,
+        flop_per_tile=flop_per_tile(network, TINY),
+    )
+
+
+def memory(bundle: Bundle, minutes: float) -> dict[str, Any]:
+    side, rate = 512, 50.0
+    plane = plane_of(side)
+    check = Check(plane)
+    samples: list[tuple[float, int]] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        start = time.perf_counter()
+        while not stop.wait(1.0):
+            samples.append((time.perf_counter() - start, current_rss()))
+
+    sampler = threading.Thread(target=sample)
+    with opened(bundle, Paced(bundle, 0.005), side, check, when_full="drop") as live:
+        sampler.start()
+        start = time.perf_counter()
+        n = 0
+        while (now := time.perf_counter()) - start < minutes * 60:
+            due = start + n / rate
+            if now < due:
+                time.sleep(due - now)
+            live.push(plane)
+            n += 1
+            # What was kept is not to count as growth.
+            check.latencies.clear()
+            check.lags.clear()
+        status = live.status
+        stop.set()
+        sampler.join()
+    # The first tenth brings in what is used for the first time.
+    later = samples[len(samples) // 10 :]
+    seconds, rss = (np.array(column, float) for column in zip(*later, strict=True))
+    slope = float(np.polyfit(seconds, rss, 1)[0]) if len(later) > 2 else float("nan")
+    return {
+        "side": side,
+        "rate_hz": rate,
+        "minutes": minutes,
+        "planes": n,
+        "dropped": status.dropped,
+        "rss_first_bytes": int(rss[0]),
+        "rss_last_bytes": int(rss[-1]),
+        "rss_span_bytes": int(rss.max() - rss.min()),
+        "slope_bytes_per_hour": slope * 3600,
+        "pushed_bytes": n * side * side * 2,
+        "samples": [
+            [round(t, 1), r] for t, r in samples[:: max(1, len(samples) // 200)]
+        ],
+    }
+
+
+def draw(values: dict[str, Any]) -> None:
+    """The push latencies and the memory, as a picture beside the figures."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for row in values.get("push", []):
+        times = np.sort(np.array(row["pushes_s"])) * 1e3
+        share = np.arange(1, len(times) + 1) / len(times)
+        left.plot(times, share, label=f"{row['side']}², {row['rate_hz']:g}/s")
+    left.axvline(LIMIT_PUSH_S * 1e3, color="gray", linestyle=":")
+    left.set(xscale="log", xlabel="push, ms", ylabel="share of pushes")
+    left.legend()
+    samples = values.get("memory", {}).get("samples", [])
+    right.plot([t / 60 for t, _ in samples], [r / 1e6 for _, r in samples])
+    right.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
+    figure.savefig(RESULTS / "live.png", dpi=110)
+
+
+def show(values: dict[str, Any]) -> None:
+    if "overhead" in values:
+        rows = [
+            (
+                r["side"],
+                f"{r['tile_s'] * 1e3:g} ms",
+                r["tiles"],
+                f"{r['overhead']:.1%}",
+                f"{r['over_nominal']:.1%}",
+            )
+            for r in values["overhead"]
+        ]
+        head = ["plane", "tile", "tiles", "over the engine", "over the nominal time"]
+        print(table(head, rows), "\n")
+    if "push" in values:
+        rows = [
+            (
+                r["side"],
+                f"{r['rate_hz']:g}/s",
+                f"{r['p50_s'] * 1e3:.2f}",
+                f"{r['p99_s'] * 1e3:.2f}",
+                f"{r['max_s'] * 1e3:.2f}",
+                r["dropped"],
+                f"{r['delay_p50_s']:.2f} s",
+            )
+            for r in values["push"]
+        ]
+        head = ["plane", "rate", "p50 ms", "p99 ms", "max ms", "dropped", "delay p50"]
+        print(table(head, rows), "\n")
+    if "path" in values:
+        rows = [
+            (
+                r["side"],
+                f"{r['sustained_hz']:.1f}/s",
+                f"{r['mvoxel_per_s']:.1f}",
+                f"{r['mvoxel_per_cpu_s']:.1f}",
+                f"{r['delay_p50_s']:.2f} s",
+                f"{r['buffer_bytes'] / 1e6:.0f} MB",
+            )
+            for r in values["path"]
+        ]
+        head = ["plane", "sustained", "Mvoxel/s", "per CPU-s", "delay p50", "buffers"]
+        print(table(head, rows), "\n")
+    if "rig" in values:
+        rows = [
+            (
+                r["plane_shape"][0],
+                r["model"],
+                f"{r['tile_s'] * 1e3:.4g} ms",
+                f"{r['overhead']:.1%}",
+                f"{r['sustained_hz']:.3g}/s",
+            )
+            for r in values["rig"]
+        ]
+        print(table(["plane", "model", "tile", "overhead", "sustained"], rows), "\n")
+    if "memory" in values:
+        m = values["memory"]
+        print(
+            f"memory: {m['minutes']:g} min, {m['planes']} planes, "
+            f"{m['rss_first_bytes'] / 1e6:.1f} to {m['rss_last_bytes'] / 1e6:.1f} MB, "
+            f"{m['slope_bytes_per_hour'] / 1e6:+.2f} MB/h"
+        )
+
+
+def main() -> None:
+    parts = ("overhead", "push", "path", "rig", "memory")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--model")
+    options = parser.parse_args()
+    # What other parts found before stays in the file, with its own stamp.
+    before = load("live") or {}
+    found = {name: before[name] for name in (*parts, "stamps") if name in before}
+    started = stamp()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = identity_bundle(folder / "identity", TILE)
+        runs = {
+            "overhead": lambda: overhead(bundle),
+            "push": lambda: push(bundle, options.seconds),
+            "path": lambda: path(bundle, options.seconds),
+            "rig": lambda: rig(options.model, folder, options.seconds),
+            "memory": lambda: memory(bundle, options.minutes),
+        }
+        for part in options.parts:
+            found[part] = runs[part]()
+            found.setdefault("stamps", {})[part] = {
+                k: started[k] for k in ("commit", "date", "command", "load_at_start")
+            }
+            save("live", {"tile": TILE, **found}, started)
+            show({part: found[part]})
+    draw(found)
+
+
+if __name__ == "__main__":
+    main()
