@@ -2,6 +2,7 @@
 
 from neurodeploy_runtime.live._capacity import RigReport, measure_rig
 from neurodeploy_runtime.live._follow import FollowSettings, follow
+from neurodeploy_runtime.live._napari import LiveLayers
 from neurodeploy_runtime.live._segmenter import LiveSegmenter
 from neurodeploy_runtime.live._settings import LiveSettings
 from neurodeploy_runtime.live._values import Gap, LivePlane, LiveStatus
@@ -10,6 +11,7 @@ from neurodeploy_runtime.live._view import LiveView
 __all__ = [
     "FollowSettings",
     "Gap",
+    "LiveLayers",
     "LivePlane",
     "LiveSegmenter",
     "LiveSettings",

@@ -11,12 +11,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from neurodeploy_runtime._bundle import Bundle, load_bundle
-from neurodeploy_runtime._errors import SettingsError
+from neurodeploy_runtime._errors import NeurodeployError, SettingsError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._report import machine, versions
-from neurodeploy_runtime.engines import Engine, choose_engine
+from neurodeploy_runtime.engines import (
+    Engine,
+    EngineSettings,
+    choose_engine,
+    open_engine,
+)
 from neurodeploy_runtime.live._segmenter import (
     UNKNOWN_DEPTH,
     LiveSegmenter,
@@ -129,6 +134,11 @@ def measure_rig(
             bundle, engine, plane_shape, kind, settings, tile_s * flips, seconds / 2
         )
         pushes = _push_times(engine, plane_shape, kind, seconds / 8)
+        fast = (
+            _half(bundle, engine, settings.engine, tile_s, seconds / 8)
+            if opened
+            else None
+        )
     finally:
         if opened:
             engine.close()
@@ -166,7 +176,7 @@ def measure_rig(
         ring_planes=ring,
         memory_bytes=buffer_bytes(plan, kind, ring, outlet, [engine]),
         full_after_s=None if sustains else ring / (rate_hz - sustained),
-        advice=_advice(bundle, plan, rate_hz, sustained, lag, settings, not_used),
+        advice=_advice(bundle, plan, rate_hz, sustained, lag, settings, not_used, fast),
         machine=machine(),
         versions=versions(),
     )
@@ -184,6 +194,31 @@ def _engine_times(engine: Engine, seconds: float) -> NDArray[np.float64]:
         engine.infer(voxels, answer)
         times.append((time.perf_counter() - start) / engine.batch)
     return np.array(times)
+
+
+def _half(
+    bundle: Bundle,
+    engine: Engine,
+    asked: EngineSettings,
+    tile_s: float,
+    seconds: float,
+) -> float | None:
+    """How much faster the same engine is in bfloat16; None where it is not."""
+    if asked.precision != "auto" or engine.precision != "fp32":
+        return None
+    settings = replace(
+        asked,
+        engine=engine.name,  # type: ignore[arg-type]
+        device=engine.device,
+        precision="bf16",
+    )
+    try:
+        with open_engine(bundle, settings) as other:
+            times = _engine_times(other, seconds)
+    except NeurodeployError:
+        return None
+    gain = tile_s / float(np.median(times))
+    return gain if gain > 1.1 else None
 
 
 def _live_overhead(
@@ -277,6 +312,7 @@ def _advice(
     lag: tuple[int, int],
     settings: LiveSettings,
     not_used: list[str],
+    fast: float | None,
 ) -> list[str]:
     """What would make a difference, with what it would give."""
     advice = []
@@ -297,15 +333,26 @@ def _advice(
             rate = with_plan(replace(plan, shape=(plan.shape[0], *small)))
             if rate >= rate_hz or factor == 8:
                 advice.append(
-                    f"bin {factor} × {factor} in the camera: {rate:.3g} planes/s (the "
+                    f"bin {factor} × {factor} in the camera: {rate:.3g} planes/s"
+                    f"{'' if rate >= rate_hz else ', which is still too few'} (the "
                     "network then sees voxels of another size)"
                 )
                 break
-        side = (rate_hz / sustained) ** -0.5
-        advice.append(
-            f"segment a part of the plane: about {int(shape[0] * side)} × "
-            f"{int(shape[1] * side)} keeps up"
+        side = int((sustained * tiles / rate_hz) ** 0.5)
+        height, width = (
+            min(n, axis.window + (side - 1) * axis.stride)
+            for n, axis in zip(shape, plan.axes[1:], strict=True)
         )
+        advice.append(
+            f"segment a part of the plane: {height} × {width} keeps up"
+            if side
+            else "no part of the plane is small enough: one tile takes too long"
+        )
+        if fast is not None:
+            advice.append(
+                f"--precision bf16: {fast * sustained:.3g} planes/s; look at what "
+                "`neurodeploy verify` says of it"
+            )
         if any(axis.overlap for axis in plan.axes):
             none = TilePlan.of(bundle.spec, plan.shape, 0.0)
             advice.append(
@@ -314,11 +361,11 @@ def _advice(
             )
         if settings.flips:
             advice.append(f"without flips: {4 * sustained:.3g} planes/s")
-        advice += [f"a faster engine is not used here: {reason}" for reason in not_used]
+        advice += [f"not used: {reason}" for reason in not_used]
     if bundle.spec.mode == "volume":
         advice.append(
             f"the delay is set by tiles of {plan.window[0]} planes: up to {lag[1]} "
             f"planes, {lag[1] / rate_hz:.3g} s at this rate; a model of mode slice "
-            f"answers after its margin alone"
+            "answers after its margin alone"
         )
     return advice

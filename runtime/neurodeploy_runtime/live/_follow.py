@@ -448,7 +448,7 @@ class _FollowRun:
             provenance={
                 **inside,
                 "notes": {
-                    "passed_over": [],
+                    "passed_over": list(live.passed_over),
                     "opened_with": _only_set(self._settings.read),
                 },
                 "input_file": described,

@@ -33,7 +33,7 @@ from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._rss import machine_memory
 from neurodeploy_runtime._stream import RegionStream, StreamBuffers
-from neurodeploy_runtime.engines import Engine, open_engine
+from neurodeploy_runtime.engines import Engine, choose_engine
 from neurodeploy_runtime.live._delivery import Delivery
 from neurodeploy_runtime.live._latency import Latencies
 from neurodeploy_runtime.live._outlet import Outlet
@@ -150,12 +150,17 @@ class LiveSegmenter:
         self.ring_planes = self._ring_planes()
         self.outlet_planes = settings.outlet_planes or self._z_axis.window
         self._owned: list[Engine] = []
+        #: Why no better engine was chosen.
+        self.passed_over: tuple[str, ...] = ()
         if engines is None:
-            self._owned = [open_engine(self.bundle, settings.engine)]
-            engines = self._owned
+            choice = choose_engine(self.bundle, settings.engine)
+            self.passed_over = choice.passed_over
+            engines = self._owned = [choice.adapter.open(self.bundle, choice.settings)]
         self.engines = engines
         self._on_plane = on_plane
         try:
+            for engine in self._owned:
+                engine.warm_up()
             self.buffer_bytes = self._checked_bytes()
             self._ring = PlaneRing(self.ring_planes, self.plane_shape, self.dtype)
             self._buffers = StreamBuffers.of(self._plan, self._region, engines)

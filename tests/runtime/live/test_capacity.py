@@ -47,6 +47,16 @@ def test_a_rate_that_is_not_sustained_has_advice_with_figures(bundle):
     assert report.to_json()["sustains"] is False
 
 
+def test_a_part_of_the_plane_that_is_advised_does_keep_up(bundle):
+    report = measure_rig(bundle, (200, 200), 50.0, engine=Slow(bundle), seconds=0.3)
+    (part,) = [a for a in report.advice if a.startswith("segment a part")]
+    side = int(part.split()[6])
+    tiles = ((side - 4) // 12) ** 2
+    layer_s = tiles * report.tile_s * (1 + report.overhead)
+    assert 6 / layer_s >= 50.0
+    assert 6 / layer_s * tiles / ((side + 8) // 12) ** 2 < 50.0
+
+
 def test_the_memory_it_names_is_what_a_stream_takes(bundle):
     engine = NumpyEngine(bundle)
     report = measure_rig(bundle, (50, 70), 5.0, engine=engine, seconds=0.1)

@@ -13,7 +13,7 @@ import pytest
 from neurodeploy_runtime import Normalisation, NumpyEngine, SettingsError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._projections import Projections
-from neurodeploy_runtime.live import LiveSegmenter, LiveSettings, LiveView
+from neurodeploy_runtime.live import LiveLayers, LiveSegmenter, LiveSettings, LiveView
 from neurodeploy_runtime.live._projection import GrowingProjections
 
 
@@ -99,3 +99,28 @@ def test_growing_projections_are_those_of_the_finished_stack():
         np.testing.assert_array_equal(getattr(made, name), expected)
     whole = Projections(Box.whole(stack.shape), stack.dtype)
     assert set(whole.arrays("")) == set(made.arrays(""))
+
+
+def test_layers_show_the_latest_plane_and_segmentation(live):
+    class Layer:
+        def __init__(self, data, name, scale):
+            self.data, self.name, self.scale = data, name, scale
+
+    class Viewer:
+        """What a napari.Viewer is asked for here."""
+
+        add_image = add_labels = staticmethod(Layer)
+
+    layers = LiveLayers(Viewer(), live)
+    assert layers.image.data.shape == layers.labels.data.shape == (40, 60)
+    layers.update()
+    assert not layers.labels.data.any()
+    stack = np.zeros((9, 40, 60), np.uint8)
+    stack[8, 5] = 255
+    live.push(stack)
+    layers.update()
+    np.testing.assert_array_equal(layers.image.data, stack[8])
+    live.finish()
+    live.flush(30)
+    layers.update()
+    np.testing.assert_array_equal(layers.labels.data, stack[8] // 255)
