@@ -25,11 +25,17 @@ class LossSettings:
     skeleton_recall: float = 0.0
 
 
+#: Of weights that sum to 1: as much as one voxel in a thousand.
+_SMOOTH = 1e-3
+
+
 def segmentation_loss(logits: Tensor, labels: Tensor, settings: LossSettings) -> Tensor:
     """Cross-entropy + Dice (+ skeleton recall) over the labelled voxels of a batch.
 
-    Dice is that of the whole batch, so that a crop without neurites is no division
-    by zero. Where nothing is labelled the loss is zero, with a gradient of zero.
+    Every sample weighs the same, however many of its voxels are labelled: a sparsely
+    labelled crop beside a wholly labelled one would otherwise count for nothing. Dice
+    is that of the whole batch, so that a crop without neurites is no division by
+    zero. Where nothing is labelled the loss is zero, with a gradient of zero.
 
     >>> logits = torch.tensor([[9.0, -9.0, 9.0]])
     >>> labels = torch.tensor([[1, 0, 255]], dtype=torch.uint8)
@@ -39,15 +45,20 @@ def segmentation_loss(logits: Tensor, labels: Tensor, settings: LossSettings) ->
     logits = logits.float()
     known = (labels != IGNORE).float()
     truth = ((labels != 0) & (labels != IGNORE)).float()
-    count = known.sum().clamp(min=1.0)
+    per_sample = known.flatten(1).sum(1)
+    samples = (per_sample > 0).sum().clamp(min=1)
+    share = 1 / (per_sample.clamp(min=1.0) * samples)
+    weight = known * share.view(-1, *[1] * (known.ndim - 1))
     entropy = functional.binary_cross_entropy_with_logits(
-        logits, truth, weight=known, reduction="sum"
+        logits, truth, weight=weight, reduction="sum"
     )
-    loss = settings.cross_entropy * entropy / count
+    loss = settings.cross_entropy * entropy
     probability = torch.sigmoid(logits) * known
     if settings.dice:
-        common = (probability * truth).sum()
-        dice = (2 * common + 1.0) / (probability.sum() + truth.sum() + 1.0)
+        weighed = torch.sigmoid(logits) * weight
+        common = (weighed * truth).sum()
+        both = weighed.sum() + (weight * truth).sum()
+        dice = (2 * common + _SMOOTH) / (both + _SMOOTH)
         loss = loss + settings.dice * (1 - dice) * (known.sum() > 0)
     if settings.skeleton_recall:
         tube = (labels == SKELETON).float()
