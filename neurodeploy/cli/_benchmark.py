@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
 from neurodeploy.cli._options import Roi, engine_options, engine_settings
 
 if TYPE_CHECKING:
@@ -166,12 +167,11 @@ def _show_trials(trials: list[Trial]) -> None:
 
 
 def _show(found: Comparison) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     z, y, x = found.shape
-    console.print(
+    out.print(
         f"{z} × {y} × {x} voxels, {found.redundancy:.2f} × pass the network; "
         f"{found.machine['cpu']}, {found.peaks.cores} cores: "
         + ", ".join(
@@ -206,8 +206,8 @@ def _show(found: Comparison) -> None:
             memory,
             "–" if row.agreement is None else f"{row.agreement:.5f}",
         )
-    console.print(table)
-    console.print(
+    out.print(table)
+    out.print(
         "busy: share of the time in which the engine computes; alone: wall time over "
         "that of the tiles in the engine alone; peak: share of this machine's matrix "
         "product in that precision; same: labels that equal those of the first",
@@ -223,11 +223,11 @@ def _show(found: Comparison) -> None:
         stages.add_row(
             _short(row.name), *(f"{row.seconds.get(s, 0):.2f}" for s in STAGES)
         )
-    console.print(stages)
+    out.print(stages)
     for row in found.rows:
-        console.print(f"{_short(row.name)} waits for {row.bottleneck}")
+        out.print(f"{_short(row.name)} waits for {row.bottleneck}")
     for name, why in found.impossible.items():
-        console.print(f"{_short(name)} cannot run here: {why}")
+        out.print(f"{_short(name)} cannot run here: {why}")
 
 
 def _short(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
 from neurodeploy.cli._options import engine_options, engine_settings
 from neurodeploy.cli._sample import Triple
 
@@ -155,7 +156,6 @@ def _print_distances(tracing: Path, truth: Path) -> None:
 def _print_table(
     name: str, result: Evaluation, filters: dict[str, BaselineFigures]
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{name}, threshold {result.threshold:.3g}")
@@ -175,7 +175,7 @@ def _print_table(
     for filter_, figure in filters.items():
         values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]
         table.add_row(filter_, *values)
-    console = Console(width=max(140, Console().width))
-    console.print(table)
+    out = console(width=max(140, console().width))
+    out.print(table)
     if any(f.skeleton.slices for f in result.images):
-        console.print("labels lie in single planes: centre lines are judged in 2D")
+        out.print("labels lie in single planes: centre lines are judged in 2D")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from neurodeploy.cli._console import console
+
 
 @click.command()
 @click.argument("path", required=False)
@@ -25,13 +27,12 @@ def info(path: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     for key, value in _flat(values):
         table.add_row(key, value)
-    Console().print(table)
+    console().print(table)
 
 
 def describe_bundle(path: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
     default_output,
     open_input,
@@ -60,7 +61,6 @@ def plan(**options: Any) -> None:
 
 
 def _show(found: Forecast, target: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))
@@ -111,7 +111,7 @@ def _show(found: Forecast, target: Path) -> None:
         )
     for text in found.advice:
         table.add_row("faster", text)
-    Console().print(table)
+    console().print(table)
 
 
 def _extent(shape: tuple[int, int, int]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
 from neurodeploy.cli._options import Size, engine_options, engine_settings
 
 if TYPE_CHECKING:
@@ -93,12 +94,11 @@ def rig_check(**options: Any) -> None:
 
 def show_rig(report: RigReport) -> None:
     """One screen of what a machine sustains."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     y, x = report.plane_shape
-    verdict = "[green]sustained[/]" if report.sustains else "[red]not sustained[/]"
+    verdict = "sustained" if report.sustains else "not sustained"
     table.add_row("camera", f"{y} × {x} {report.dtype}, {report.rate_hz:g} planes/s")
     table.add_row(
         "verdict", f"{verdict}: this machine keeps up with {report.sustained_hz:.3g}/s"
@@ -132,4 +132,4 @@ def show_rig(report: RigReport) -> None:
     )
     for advice in report.advice:
         table.add_row("change", advice)
-    Console().print(table)
+    console().print(table)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
     INPUT_NAMES,
     Share,
@@ -92,10 +93,9 @@ def segment(**options: Any) -> None:
 
 def show_report(report: Report) -> None:
     """One screen of what a run did."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True)
+    out = console(stderr=True)
     seconds = report.seconds
     table = Table(show_header=False, box=None, padding=(0, 2))
     engine = report.provenance["engine"]
@@ -129,5 +129,5 @@ def show_report(report: Report) -> None:
             f"{report.skip['audited']} tiles checked)",
         )
     for warning in report.warnings:
-        table.add_row("[yellow]warning[/]", warning)
-    console.print(table)
+        table.add_row("warning", warning)
+    out.print(table)

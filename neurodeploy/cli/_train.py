@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurodeploy.cli._console import console
+
 if TYPE_CHECKING:
     from neurodeploy.training import Row, TrainSettings
     from neurodeploy.training._loop import OnRow
@@ -174,7 +176,6 @@ def _three(text: str) -> list[float]:
 
 def _show_transfer(table: list[dict[str, Any]]) -> None:
     """What became of the donor's parameters; equal blocks as one line."""
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table("parameter", "rule", "shape", "how", box=None)
@@ -186,7 +187,7 @@ def _show_transfer(table: list[dict[str, Any]]) -> None:
         if seen[key] == 1:
             shape = "×".join(map(str, row["shape"]))
             shown.add_row(name, row["rule"], shape, row["note"])
-    Console(stderr=True).print(shown)
+    console(stderr=True).print(shown)
 
 
 @contextmanager

@@ -1,0 +1,15 @@
+"""Where tables are printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is: ``[cluster]`` names an extra, no colour."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, markup=False, highlight=False)
