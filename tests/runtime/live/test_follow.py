@@ -165,6 +165,24 @@ def test_a_growing_zarr_gives_what_the_finished_one_does(
     np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
 
 
+def test_a_layer_of_chunks_that_comes_after_the_next_is_waited_for(bundle, tmp_path):
+    stack = stack_of(12)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 12, [4, 20, 24])
+    array[4:8].write(stack[4:8]).result()
+
+    def late():
+        time.sleep(1.0)
+        array[:4].write(stack[:4]).result()
+        array[8:].write(stack[8:]).result()
+
+    writer = threading.Thread(target=late)
+    writer.start()
+    followed(bundle, path, output, settle_s=0.2, timeout_s=30.0)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
 def test_an_array_that_is_made_longer_is_followed(bundle, tmp_path):
     stack = stack_of(24)
     path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"

@@ -445,6 +445,19 @@ def test_closing_in_the_middle_leaves_no_thread_behind(bundle):
     assert set(threading.enumerate()) <= before
 
 
+def test_closing_lets_go_of_a_stage_that_waits_for_a_reader(bundle, monkeypatch):
+    from neurodeploy_runtime.live import _segmenter
+
+    monkeypatch.setattr(_segmenter, "CLOSE_S", 5.0)
+    before = set(threading.enumerate())
+    stack = stack_of(9)
+    live = opened(bundle, stack, outlet_planes=1)
+    live.push(stack)
+    assert live.preview(timeout_s=WAIT_S) is not None
+    live.close()
+    assert set(threading.enumerate()) <= before
+
+
 def test_what_memory_does_not_allow_is_refused_before_it_is_taken(bundle):
     with pytest.raises(MemoryCapError, match=r"take 4\.65 GB and may take 0\.00"):
         opened(bundle, np.zeros((1, 4096, 4096), np.uint16), memory_bytes=1_000_000)
