@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -51,6 +51,7 @@ from neurodeploy.training._loop import train
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import pooled_score
+from neurodeploy_runtime import Histogram
 
 #: TRAILMAP's labels 0 to 4: unlabelled, background, axon, artifact, axon edge.
 _MEANING = np.array([IGNORE, 0, 1, 0, IGNORE], np.uint8)
@@ -203,6 +204,22 @@ def folds(count: int, number: int) -> Iterator[list[int]]:
         yield part.tolist()
 
 
+def seen_ranges(volumes: Sequence[AnnotatedVolume]) -> dict[str, list[float]]:
+    """Least and greatest of what the runtime's out-of-range alarm looks at."""
+    background, bright = [], []
+    for volume in volumes:
+        constants = volume.normalisation
+        histogram = Histogram(volume.image.dtype)
+        histogram.add(volume.image)
+        (top,) = histogram.quantiles([0.999])
+        background.append(constants.background / constants.noise)
+        bright.append((top - constants.background) / constants.noise)
+    return {
+        "background_over_noise": [min(background), max(background)],
+        "bright_over_noise": [min(bright), max(bright)],
+    }
+
+
 def _done(last: Path, settings: TrainSettings) -> bool:
     return is_checkpoint(last) and read_checkpoint(last).step == settings.steps
 
@@ -280,7 +297,10 @@ def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
         probability=np.stack([answers[c.name] for c in cubes]),
     )
     checkpoint = dataclasses.replace(
-        read_checkpoint(last), threshold=score.threshold, figures=figures
+        read_checkpoint(last),
+        threshold=score.threshold,
+        figures=figures,
+        validated_on=seen_ranges([*cubes, *rehearsal]),
     )
     save_checkpoint(out / "latest", checkpoint, load_weights(last))
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
