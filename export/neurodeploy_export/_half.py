@@ -166,7 +166,8 @@ def write_half(
         typed,
         path,
         values,
-        external=_graph.weight_bytes(typed) > settings.external_data_above_bytes,
+        # As the FP32 graph: what is checked next is then a skeleton, too.
+        external=_graph.weight_bytes(model) > settings.external_data_above_bytes,
     )
     _graph.check_file(path)
     share = _graph.compute_share_in_half(_graph.load_skeleton(path))

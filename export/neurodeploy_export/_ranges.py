@@ -8,7 +8,7 @@ rounds to half after every node that would compute in half; nothing drops that.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def run(
             session.run([OUTPUT_NAME], {INPUT_NAME: feed[i : i + batch]})[0]
             for i in range(0, len(feed), batch)
         ]
+        del session
     return np.concatenate(found).astype(np.float32, copy=False)
 
 
@@ -90,6 +91,7 @@ def measure(model: onnx.ModelProto, folder: Path, tiles: NDArray[Any]) -> Measur
             )
             answers.append(answer)
             ranges = np.maximum(ranges, np.nan_to_num(found, nan=np.inf))
+        del session
     return Measured(
         np.concatenate(answers).astype(np.float32, copy=False),
         dict(zip(names, ranges.tolist(), strict=True)),
@@ -118,7 +120,7 @@ def first_overflow(half: onnx.ModelProto, absmax: dict[str, float]) -> Overflow 
 
 
 def rounded(half: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """An FP32 graph that rounds as the FP16 graph does, with the same weight files.
+    """An FP32 graph that rounds as the FP16 graph does; its weights still as there.
 
     Returns it with, per node of the FP16 graph, the value *before* rounding: that is
     where an overflow shows as a number.
@@ -134,16 +136,7 @@ def rounded(half: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
         kept = graph.initializer.add()
         kept.CopyFrom(tensor)
         if tensor.data_type == _F16:
-            kept.name = tensor.name + "!stored"
-            graph.node.append(
-                helper.make_node(
-                    "Cast",
-                    [kept.name],
-                    [tensor.name],
-                    name=f"{tensor.name}!to32",
-                    to=_F32,
-                )
-            )
+            kept.data_type = _F32
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == _F16:
             value.type.tensor_type.elem_type = _F32
@@ -177,7 +170,7 @@ def rounded(half: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
                         "Cast", [name + "!half"], [name], name=f"{name}!to32", to=_F32
                     )
                 )
-    return _graph.infer(wide), before
+    return wide, before
 
 
 def measure_rounded(
@@ -188,7 +181,23 @@ def measure_rounded(
     The ranges are those before rounding, by the FP16 graph's node names.
     """
     wide, before = rounded(half)
-    found = measure(wide, folder, tiles)
+    weights = {tensor.name: tensor for tensor in half.graph.initializer}
+    external = bool(_graph.external_files(half, folder))
+    # Written beside the graph, not held: a mapped file costs no memory of ours.
+    path = folder / ".rounded.onnx"
+    try:
+        _graph.write_graph(
+            wide,
+            path,
+            lambda tensor: _graph.weight(weights[tensor.name], folder).astype(
+                helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            ),
+            external=external,
+        )
+        found = measure(_graph.infer(wide), folder, tiles)
+    finally:
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".data").unlink(missing_ok=True)
     made_by = {name: n.name for n in wide.graph.node for name in n.output}
     ranges = {
         node.name: found.absmax[made_by[before.get(node.name, node.output[0])]]
@@ -239,12 +248,19 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
 
 @contextmanager
 def _session(model: onnx.ModelProto, folder: Path, *, optimise: bool) -> Iterator[Any]:
-    """A CPU session of the graph; external weights are found in `folder`."""
+    """A CPU session of the graph; external weights are found in `folder`.
+
+    Drop the session inside the context: its memory is given back at the end of it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = usable_cores()
+    # A check is run a few times: its memory matters more than its speed.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimise:
         options.graph_optimization_level = (
             onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -262,3 +278,15 @@ def _session(model: onnx.ModelProto, folder: Path, *, optimise: bool) -> Iterato
         yield session
     finally:
         path.unlink(missing_ok=True)
+        session = None
+        _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library keeps it (glibc)."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -68,6 +68,7 @@ def export(**options: Any) -> None:
     from neurodeploy.networks import probability_module
     from neurodeploy.training import load_checkpoint
     from neurodeploy_export import ExportSettings, export_bundle
+    from neurodeploy_runtime import OutputError
 
     built = build_settings(options)
     quiet: bool = options.pop("quiet")
@@ -87,6 +88,10 @@ def export(**options: Any) -> None:
         limits_fp32=replace(settings.limits_fp32, **own),
         limits_fp16=replace(settings.limits_fp16, **own),
     )
+    for path in (_path_for(tool, options["output"]) for tool in options["to"]):
+        # Before the work, and not after it.
+        if path.exists() and not settings.overwrite:
+            raise OutputError(f"{path} exists: move it away, or pass --overwrite")
     with steps(quiet) as tell:
         tell("loading the checkpoint", None)
         network, checkpoint = load_checkpoint(options["checkpoint"])
@@ -134,16 +139,16 @@ def choose_tiles(
     return np.concatenate(found)
 
 
+def _path_for(tool: str, output: Path) -> Path:
+    ending = ".triton" if tool == "triton" else ".bioimageio.zip"
+    return output.with_name(output.name + ending)
+
+
 def _write_for(tool: str, bundle: Bundle, overwrite: bool) -> Path:
-    if tool == "triton":
-        from neurodeploy_export import write_triton
+    from neurodeploy_export import write_bioimageio, write_triton
 
-        folder = bundle.path.with_name(bundle.path.name + ".triton")
-        return write_triton(bundle, folder, overwrite=overwrite)
-    from neurodeploy_export import write_bioimageio
-
-    package = bundle.path.with_name(bundle.path.name + ".bioimageio.zip")
-    return write_bioimageio(bundle, package, overwrite=overwrite)
+    write = write_triton if tool == "triton" else write_bioimageio
+    return write(bundle, _path_for(tool, bundle.path), overwrite=overwrite)
 
 
 def report(bundle: Bundle) -> str:

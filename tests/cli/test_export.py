@@ -79,7 +79,9 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
     small = tmp_path / "small.tif"
     flat = np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40)
     tifffile.imwrite(small, flat, photometric="minisblack")
+    (tmp_path / "c.triton").mkdir()
     for arguments, says in (
+        ((checkpoint, "-o", tmp_path / "c", "--to", "triton"), "c.triton exists"),
         ((tmp_path, "-o", tmp_path / "b"), "is no checkpoint"),
         ((checkpoint, "-o", image), "exists"),
         ((checkpoint, "-o", tmp_path / "b", "--opset", 24), "opset 24"),
@@ -89,4 +91,4 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
     ):
         assert run("export", *arguments) == 2
         assert says in capsys.readouterr().err.splitlines()[-1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.tif"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.triton", "small.tif"]
