@@ -49,6 +49,10 @@ def test_a_folder_is_followed_and_equals_what_segment_makes(bundle, tmp_path, ca
     followed = tifffile.imread(tmp_path / "planes.seg.tif")
     np.testing.assert_array_equal(followed, tifffile.imread(whole))
     assert 0 < np.count_nonzero(followed) < followed.size
+    # What was followed can be run again, as what was segmented can.
+    made = ["reproduce", tmp_path / "planes.seg.tif", "-m", bundle.path]
+    code, err = run(capsys, *made)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(
