@@ -17,15 +17,40 @@ from neurodeploy.networks._config import NetworkConfig
 from neurodeploy_runtime._geometry import Shape
 
 
+class PlaneConv(nn.Conv2d):
+    """A 2D convolution of a volume of depth 1.
+
+    Not a Conv3d with a kernel of depth 1: the backward of that in bfloat16 on a CPU
+    writes over its memory (PyTorch 2.15, oneDNN, 8 channels of 96 × 96).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, 1, y, x) to the same with other channels."""
+        return super().forward(x.squeeze(2)).unsqueeze(2)
+
+
+def _conv(inputs: int, outputs: int, kernel: Shape, stride: Shape) -> nn.Module:
+    if kernel[0] == 1:
+        return PlaneConv(
+            inputs,
+            outputs,
+            kernel[1:],
+            stride[1:],
+            (kernel[1] // 2, kernel[2] // 2),
+            bias=False,
+        )
+    z, y, x = (k // 2 for k in kernel)
+    return nn.Conv3d(inputs, outputs, kernel, stride, (z, y, x), bias=False)
+
+
 class ConvUnit(nn.Sequential):
     """Convolution, batch normalisation (folded away at export), ReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: Shape, stride: Shape = (1, 1, 1)
     ) -> None:
-        z, y, x = (k // 2 for k in kernel)
         super().__init__(
-            nn.Conv3d(inputs, outputs, kernel, stride, (z, y, x), bias=False),
+            _conv(inputs, outputs, kernel, stride),
             nn.BatchNorm3d(outputs),
             nn.ReLU(inplace=True),
         )

@@ -103,7 +103,12 @@ def train(
     first_rank = fabric is None or fabric.global_rank == 0
     amp = _precision(settings, device)
     step, best_score = 0, None
-    network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(device)
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(
+                memory_format=torch.channels_last_3d
+            )
     if resumed:
         rows = read_checkpoint(last).transfer
     optimiser = build_optimiser(network, settings, transferred=bool(rows))

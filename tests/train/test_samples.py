@@ -66,7 +66,9 @@ def test_every_sample_is_finite_and_of_the_tile(volumes):
 def test_right_angles_move_voxels_and_labels_alike_and_exactly(centre, axes, signs):
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, (7, 9, 8)).astype(np.uint8)
-    image = (labels.astype(int) * 1000 + rng.integers(0, 9, labels.shape)).astype(np.uint16)
+    image = (labels.astype(int) * 1000 + rng.integers(0, 9, labels.shape)).astype(
+        np.uint16
+    )
     pose = np.eye(3)[list(axes)] * np.array(signs)
     voxels, marks = crop(image, labels, np.array(centre, float), pose, (5, 4, 6))
     np.testing.assert_array_equal(marks, voxels >= 1000)
