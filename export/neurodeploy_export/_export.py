@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from neurodeploy_export._parity import Parity, compare, picture
 from neurodeploy_export._settings import ExportSettings, ParityLimits
 from neurodeploy_export._tiles import check_tiles, write_golden
 from neurodeploy_runtime._bundle import ONNX, Bundle, BundleWriter
+from neurodeploy_runtime._errors import WriteError
 from neurodeploy_runtime._spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def export_bundle(
         spec = replace(spec, parity=parity)
         (writer.folder / "MODEL_CARD.md").write_text(_card.render(spec))
         tell("sealing the bundle", None)
+        _make_durable(writer.folder)
         return writer.seal(spec)
 
 
@@ -219,6 +222,21 @@ def _torch_answers(
             f"{answers.max():.3g}, not probabilities: end it with a sigmoid"
         )
     return answers
+
+
+def _make_durable(folder: Path) -> None:
+    """Have every file reach the disk before the bundle takes its name."""
+    for file in folder.rglob("*"):
+        if not file.is_file():
+            continue
+        try:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        except OSError as error:
+            raise WriteError(
+                f"the disk did not take {file.name}: {error.strerror or error}; free "
+                "space there, or choose another folder"
+            ) from error
 
 
 def _finite(absmax: dict[str, float]) -> dict[str, float | str]:

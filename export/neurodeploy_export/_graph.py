@@ -7,7 +7,6 @@ and are mapped when they are needed, so that no step holds a second copy of them
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -109,15 +108,11 @@ def write_graph(
                     out.write(b"\0" * (-out.tell() % _ALIGNMENT))
                     _refer(tensor, data.name, out.tell(), array.nbytes)
                     out.write(array.data)
-                out.flush()
-                os.fsync(out.fileno())
         else:
             for tensor in model.graph.initializer:
                 _inline(tensor, np.ascontiguousarray(values(tensor)))
         with path.open("wb") as out:
             out.write(model.SerializeToString())
-            out.flush()
-            os.fsync(out.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
