@@ -14,7 +14,13 @@ from neurodeploy.cli._options import Size, engine_options, engine_settings
 @click.command()
 @click.argument("bundle", required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen here.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7355, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7355,
+    show_default=True,
+    help="0: any that is free; it is printed.",
+)
 @click.option(
     "--allow-remote",
     is_flag=True,

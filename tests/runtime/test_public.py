@@ -7,7 +7,8 @@ import neurodeploy_runtime
 
 NAMES = """
 ArraySource Axis Box Bundle BundleError BundleWriter CancelledError DeviceError Engine
-EngineError EngineSettings Golden Histogram InputError MemoryCapError ModelSpec
+EngineError EngineSettings Golden Histogram InputError LiveSegmenter LiveSettings
+MemoryCapError ModelSpec OverrunError
 NeurodeployError Normalisation NumpyEngine OutputError Progress ReadError Report
 RequestError ResumeError RunError SegmentSettings Segmenter SettingsError Shape Sink
 SkipSettings Source StreamError TilePlan WriteError choose_engine create_sink

@@ -17,7 +17,6 @@ from neurodeploy_runtime._errors import InputError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import ReadOptions, Source, open_volume
 from neurodeploy_runtime.volumes._open import STORE_MARKS
-from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
 
 #: Layers without any file behind which no later one is looked for, until the end.
 AHEAD = 64
@@ -88,6 +87,13 @@ def is_store(path: Path) -> bool:
     return any((path / mark).is_file() for mark in STORE_MARKS)
 
 
+def _in_order(files: list[Path], folder: Path) -> list[Path]:
+    # Not above: tifffile is heavy, and importing this package is not.
+    from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
+
+    return planes_in_order(files, folder)
+
+
 class GrowingFolder(Growing):
     """A folder of TIFF planes, one file each.
 
@@ -116,7 +122,7 @@ class GrowingFolder(Growing):
         if not files or (len(files) < 3 and not quiet):
             return
         try:
-            ordered = planes_in_order(files, self.path)
+            ordered = _in_order(files, self.path)
         except InputError:
             # A plane may be written before the one that lies above it.
             return
@@ -135,7 +141,7 @@ class GrowingFolder(Growing):
         files = [
             p for p in self.path.iterdir() if p.suffix.lower() in (".tif", ".tiff")
         ]
-        self._files = planes_in_order([p for p in files if p.name[0] != "."], self.path)
+        self._files = _in_order([p for p in files if p.name[0] != "."], self.path)
         self._take(len(self._files))
 
     def _take(self, whole: int) -> None:
