@@ -12,18 +12,21 @@ _STEPS = {
 }
 
 
-def render(spec: ModelSpec) -> str:
-    """The card as Markdown."""
+def render(spec: ModelSpec, about: str | None = None) -> str:
+    """The card as Markdown; `about` takes the place of what a person should write."""
     voxel = (
         " × ".join(f"{v:g}" for v in spec.voxel_size_um) + " µm (z, y, x)"
         if spec.voxel_size_um
         else "not recorded"
     )
+    opening = about or (
+        f"# {spec.name}\n\nA network that segments neurites in 3D microscopy volumes; "
+        "a bundle of neurodeploy."
+    )
     lines = [
-        f"# {spec.name}",
+        opening.strip(),
         "",
-        "A network that segments neurites in 3D microscopy volumes; a bundle of "
-        "neurodeploy.",
+        "## How it is run",
         "",
         f"- mode: {spec.mode}; tile {spec.tile}, window {spec.window} voxels (z, y, x)",
         f"- trained at a voxel size of {voxel}",
@@ -48,6 +51,8 @@ def render(spec: ModelSpec) -> str:
         lines += ["## Training", ""]
         lines += [f"- {key}: {value}" for key, value in sorted(spec.training.items())]
         lines.append("")
+    if about is not None:
+        return "\n".join(lines)
     lines += [
         "## Limits",
         "",

@@ -86,6 +86,8 @@ class ExportSettings:
         Weights larger than this go to a file beside the graph.
     golden_limit_bytes
         Uncompressed size of the golden tiles; at least one tile is kept.
+    about
+        Markdown that opens the model card: data, licence, figures, limits.
     """
 
     precision: Precision = "fp32"
@@ -99,6 +101,7 @@ class ExportSettings:
     golden_limit_bytes: int = 12 << 20
     limits_fp32: ParityLimits = ParityLimits(1e-5, 0.9999, 1e-3, 1e-4)
     limits_fp16: ParityLimits = ParityLimits(5e-4, 0.99, 0.1, 0.02)
+    about: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -47,6 +53,11 @@ if TYPE_CHECKING:
 )
 @click.option("--max-flips", type=float, help="Share of voxels that may change label.")
 @click.option("--min-dice", type=float, help="Dice with the network's own answers.")
+@click.option(
+    "--card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Markdown that opens the model card: data, licence, figures, limits.",
+)
 @click.option(
     "--to",
     multiple=True,
@@ -79,6 +90,7 @@ def export(**options: Any) -> None:
         max_batch=built.max_batch,
         keep_fp32=options["keep_fp32"],
         absmax_limit=options["absmax_limit"],
+        about=options["card"].read_text("utf-8") if options["card"] else None,
         overwrite=options["overwrite"],
     )
     own = {"flips": options["max_flips"], "dice": options["min_dice"]}

@@ -136,7 +136,11 @@ class TilePlan:
             Axis(
                 window,
                 margin,
-                round(window * (own if overlap is None or own == 0 else overlap)),
+                # Half of an odd window, rounded, would be more than half.
+                min(
+                    round(window * (own if overlap is None or own == 0 else overlap)),
+                    window // 2,
+                ),
             )
             for window, margin, own in zip(
                 spec.window, spec.margin, spec.overlap, strict=True

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurodeploy_runtime import Axis, Box, SettingsError, TilePlan
+from neurodeploy_runtime import Axis, Box, ModelSpec, SettingsError, TilePlan
 
 
 @st.composite
@@ -86,3 +86,16 @@ def test_redundancy_counts_every_voxel_that_passes_through_the_network() -> None
 def test_tiles_in_a_region_are_counted_without_the_rest() -> None:
     plan = TilePlan((16, 16, 16), (Axis(4, 0, 0),) * 3)
     assert plan.tiles_in(Box((4, 0, 0), (8, 5, 4))) == 1 * 2 * 1
+
+
+@given(
+    st.tuples(*[st.integers(1, 33)] * 3),
+    st.floats(0, 0.5),
+)
+def test_any_overlap_up_to_a_half_fits_any_window(
+    window: tuple[int, int, int], overlap: float
+) -> None:
+    spec = ModelSpec("any", "volume", window, window, (0.5, 0.5, 0.5), 0.5)
+    for asked in (None, overlap):
+        plan = TilePlan.of(spec, (40, 50, 60), asked)
+        assert all(2 * axis.overlap <= axis.window for axis in plan.axes)
