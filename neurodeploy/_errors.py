@@ -1,8 +1,8 @@
 """What can go wrong on the training side; branches of the runtime's tree.
 
 RequestError                exit_code 2
-├── ConfigError             a configuration has an unknown field or a value that cannot be
-├── CheckpointError         a checkpoint is damaged, incomplete or of another configuration
+├── ConfigError             a configuration has an unknown field or value
+├── CheckpointError         a checkpoint is damaged or of another configuration
 ├── DonorError              weights that cannot be transferred into a 3D network
 └── DataError               an image and its annotation cannot be trained on
 RunError                    exit_code 1

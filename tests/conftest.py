@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from neurodeploy_runtime import Bundle
@@ -12,6 +13,10 @@ from neurodeploy_runtime import Bundle
 # With --import-mode=importlib this folder is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).parent))
 from bundles import identity_spec, write_identity_bundle
+
+# A busy machine is slow and not wrong; the same examples every time.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,16 @@ if TYPE_CHECKING:
 )
 @click.option("--engine", is_flag=True, help="Also build a TensorRT engine.")
 @click.option("--tiles", multiple=True, help="Image to prove it on; repeatable.")
-@click.option("--tile-count", type=click.IntRange(1, 256), default=6, show_default=True)
-@click.option("--opset", type=int, default=20, show_default=True)
+@click.option(
+    "--tile-count",
+    type=click.IntRange(1, 256),
+    default=6,
+    show_default=True,
+    help="Tiles to prove it on.",
+)
+@click.option(
+    "--opset", type=int, default=20, show_default=True, help="ONNX operator set."
+)
 @click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Nodes left in FP32.")
 @click.option(
     "--io",

@@ -32,6 +32,6 @@ __all__ = [
     "find_pairs",
     "labels_of",
     "load_pair",
-    "read_tracing",
     "mark_skeleton",
+    "read_tracing",
 ]
