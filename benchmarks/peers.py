@@ -48,6 +48,8 @@ from neurodeploy_runtime.measure import agreement, measure_peaks, tile_seconds
 OVERLAP = 0.25
 REFERENCE = "MONAI, torch fp32"
 SAME_TILING = "neurodeploy, torch fp32"
+#: What of a run's values goes into the result.
+KEPT = ("shape", "size", "tiles", "flop_per_tile", "parameters", "threads")
 
 Voxels = NDArray[np.float32]
 
@@ -274,9 +276,9 @@ def job(values: dict[str, Any]) -> None:
         answer({"error": str(error)})
         return
     tile()
-    before = [metered(tile)[1]["wall_s"] for _ in range(3)]
+    before = [metered(tile)[1]["wall_s"] for _ in range(2)]
     details, figures = metered(run)
-    after = [metered(tile)[1]["wall_s"] for _ in range(3)]
+    after = [metered(tile)[1]["wall_s"] for _ in range(2)]
     alone = statistics.median(before + after)
     if bundle is not None:  # tile_seconds makes a call that does not count
         alone = statistics.median(s for _ in range(2) for s in _alone(tile))
@@ -394,7 +396,7 @@ def main() -> None:
     ]
     peaks = measure_peaks()
     runs: dict[str, list[dict[str, Any]]] = {}
-    labels: dict[str, dict[str, float]] = {}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         values = prepare(folder, options)
@@ -413,32 +415,37 @@ def main() -> None:
                     continue
                 runs.setdefault(variant, []).append(got)
                 print(f"{turn + 1} {variant}: {got['wall_s']:.2f} s", flush=True)
-        for variant, found in runs.items():
-            for against in (SAME_TILING, REFERENCE):
-                if against in runs and not variant.startswith("default"):
-                    same, dice = agreement(
-                        runs[against][0]["output"], found[0]["output"]
-                    )
-                    labels.setdefault(variant, {})[against] = same
-                    labels[variant][f"dice, {against}"] = dice
-    rows = [_row(n, found, runs, labels.get(n), values) for n, found in runs.items()]
-    kept = ("shape", "size", "tiles", "flop_per_tile", "parameters", "threads")
-    if not options.tiny:
-        save(
-            "peers",
-            {
-                **{k: values[k] for k in kept},
-                "default": values.get("default_spec"),
-                "overlap": OVERLAP,
-                "peaks": peaks.to_json(),
-                "rows": rows,
-                "skipped": skipped,
-            },
-            started,
-        )
+            # After each turn: a run that is stopped leaves what it has found.
+            rows = _rows(runs, values)
+            if not options.tiny:
+                save(
+                    "peers",
+                    {
+                        **{k: values[k] for k in KEPT},
+                        "default": values.get("default_spec"),
+                        "overlap": OVERLAP,
+                        "peaks": peaks.to_json(),
+                        "rows": rows,
+                        "skipped": skipped,
+                    },
+                    started,
+                )
     print(show(rows))
     for variant, why in skipped.items():
         print(f"not measured: {variant}: {why}")
+
+
+def _rows(
+    runs: dict[str, list[dict[str, Any]]], values: dict[str, Any]
+) -> list[dict[str, Any]]:
+    labels: dict[str, dict[str, float]] = {}
+    for variant, found in runs.items():
+        for against in (SAME_TILING, REFERENCE):
+            if against in runs and not variant.startswith("default"):
+                same, dice = agreement(runs[against][0]["output"], found[0]["output"])
+                labels.setdefault(variant, {})[against] = same
+                labels[variant][f"dice, {against}"] = dice
+    return [_row(n, found, runs, labels.get(n), values) for n, found in runs.items()]
 
 
 def _row(
