@@ -44,7 +44,11 @@ def stamp() -> dict[str, Any]:
         "versions": libraries,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
+        # Where somebody's folders lie is nobody's business.
+        "command": " ".join(
+            ["python", f"benchmarks/{script.name}"]
+            + [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+        ),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
 
