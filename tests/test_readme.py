@@ -47,10 +47,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     sample("big.tif", "--shape", "64,200,200", "--seed", "1")
     (folder / "my_images").mkdir()
-    sample(
-        *("my_images/one.tif", "--shape", "40,96,96", "--seed", "2"),
-        *("--truth", "my_images/one_mask.tif"),
-    )
+    for name, seed in (("one", "2"), ("two", "3")):
+        sample(
+            *(f"my_images/{name}.tif", "--shape", "40,96,96", "--seed", seed),
+            *("--truth", f"my_images/{name}_mask.tif"),
+        )
     return folder
 
 

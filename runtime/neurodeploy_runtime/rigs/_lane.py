@@ -98,11 +98,16 @@ class Lane:
                 self.live.status,
                 None if error is None else f"{type(error).__name__}: {error}",
             )
+            closed = False
             if error is None:
-                self.live.flush()
-                self.live.again()
+                try:
+                    self.live.flush()
+                    self.live.again()
+                except CancelledError:
+                    # Closed behind the last plane: the stack itself is whole.
+                    closed = True
             self._done(self, result, error)
-            if error is not None:
+            if error is not None or closed:
                 return
 
     def _write(self, stack: Stack) -> tuple[tuple[int, int], ...]:
