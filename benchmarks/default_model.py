@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from neurodeploy.data import IGNORE
 from neurodeploy.training import load_checkpoint, pooled_score, predict
-from neurodeploy.training.default import folds, read_cubes
+from neurodeploy.training.trailmap import folds, read_cubes
 from neurodeploy_runtime._normalise import Histogram
 
 

@@ -1,16 +1,16 @@
 """The default model, from nothing: ``python -m neurodeploy.training.default``.
 
 1. Simulated volumes, light-sheet and confocal in manner, over wide ranges of
-   brightness, background, density, optics and anisotropy (`neurodeploy.simulate`).
+   brightness, background, density, optics and anisotropy (`neurodeploy.simulate`);
+   half of the confocal ones show traced neurons where tracings are given.
 2. A network trained on those alone.
 3. The model: fine-tuned on the ten TRAILMAP cubes, with some of the simulated
    volumes so that it forgets nothing.
-4. Five folds over the cubes: fine-tuned in the same way on eight, measured on the
-   other two. The model's threshold is the best one of the ten pooled.
-
-The ten cubes overlap: they are cut from one volume of about 100³ voxels, and 4 and 7
-share 97 % of theirs. Folds over them measure how well the model fits that volume,
-not how well it carries over to another.
+4. Two halves of the volume that the cubes are cut from: fine-tuned in the same way
+   on the labels of one, measured on those of the other. No label is on both sides.
+   The model's threshold is the best one of the two pooled.
+5. Five folds over the cubes, eight for training and two to measure on. The cubes
+   overlap (`trailmap`), so these show how well the model fits one volume.
 
 Steps that are finished are not repeated, an interrupted one is resumed.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import IGNORE, AnnotatedVolume, Augmentation
+from neurodeploy.morphology import read_swc
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.simulate import (
     CONFOCAL,
@@ -50,30 +51,40 @@ from neurodeploy.training._checkpoint import (
 from neurodeploy.training._loop import train
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings
-from neurodeploy.training._validate import pooled_score
+from neurodeploy.training._validate import Score, pooled_score
+from neurodeploy.training.trailmap import (
+    folds,
+    half_of,
+    halves,
+    read_cubes,
+    require_origins,
+)
 from neurodeploy_runtime import Histogram
 
-#: TRAILMAP's labels 0 to 4: unlabelled, background, axon, artifact, axon edge.
-_MEANING = np.array([IGNORE, 0, 1, 0, IGNORE], np.uint8)
-
-
-#: For the cubes: how bright an axon must be to have been labelled can only be learnt
-#: where brightness is not changed too much.
+#: For the cubes: milder than for simulated volumes but for the signal, which falls to
+#: what half the light over twice the background leaves of it.
 _NEAR = Augmentation(
     rotation_probability=0.2,
     scale_probability=0.3,
     scale_range=(0.85, 1.2),
     anisotropy=1.2,
     degrade_probability=0.5,
-    gain_range=(0.4, 1.2),
+    gain_range=(0.25, 1.3),
     noise_range=(0.0, 0.8),
-    shot_range=(0.0, 0.4),
+    shot_range=(0.0, 0.5),
     gamma_range=(0.9, 1.1),
     blur_probability=0.1,
     haze_probability=0.15,
     noise_jitter=1.25,
     background_jitter=0.4,
 )
+
+
+#: The image of Gold166 that the model is measured on: its tracing is not used.
+_MEASURED_ON = "245"
+
+_Job = tuple[int, str, Path | None]
+Answer = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Recipe:
     light_sheet: int = 160
     confocal: int = 96
     simulated_steps: int = 2200
-    cube_steps: int = 240
+    cube_steps: int = 600
     rehearsal_every: int = 4
     folds: int = 5
     batch: int = 4
@@ -128,12 +139,12 @@ class Recipe:
             seed=self.seed + 1 + number,
             steps=self.cube_steps,
             batch=self.batch,
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             warmup=min(40, self.cube_steps // 4),
-            ema=0.98,
+            ema=0.99,
             layer_decay=1.0,
             workers=1,
-            shares={"trailmap": 0.75, "light-sheet": 0.1, "confocal": 0.15},
+            shares={"trailmap": 0.7, "light-sheet": 0.15, "confocal": 0.15},
             validate_every=self.cube_steps,
             save_every=self.cube_steps,
             log_every=25,
@@ -143,69 +154,49 @@ class Recipe:
 
 
 def simulated_volumes(
-    recipe: Recipe, first: int = 0, every: int = 1
+    recipe: Recipe, tracings: Path | None, first: int = 0, every: int = 1
 ) -> list[AnnotatedVolume]:
     """The recipe's simulated volumes, by two processes; the seeds alone decide."""
-    jobs = [
-        *((recipe.seed + i, "light-sheet") for i in range(recipe.light_sheet)),
-        *((recipe.seed + 100_000 + i, "confocal") for i in range(recipe.confocal)),
+    shapes: list[Path | None] = [None]
+    if tracings is not None:
+        shapes = [p for p in sorted(tracings.glob("*.swc")) if p.stem != _MEASURED_ON]
+        if not shapes:
+            raise DataError(f"{tracings} has no .swc file to simulate neurons from")
+    jobs: list[_Job] = [
+        (recipe.seed + i, "light-sheet", None) for i in range(recipe.light_sheet)
     ]
+    for i in range(recipe.confocal):
+        shape = shapes[i % len(shapes)] if i // 4 % 2 else None
+        jobs.append((recipe.seed + 100_000 + i, "confocal", shape))
     jobs = jobs[first::every]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         return [v for v in pool.map(_simulated, jobs, chunksize=4) if v is not None]
 
 
-def _simulated(job: tuple[int, str]) -> AnnotatedVolume | None:
-    seed, manner = job
+def _simulated(job: _Job) -> AnnotatedVolume | None:
+    seed, manner, tracing = job
     settings = (
         SimulationSettings((64, 160, 160), LIGHT_SHEET)
         if manner == "light-sheet"
         else SimulationSettings((48, 176, 176), CONFOCAL)
     )
+    name = f"{manner} {seed}"
+    if tracing is not None:
+        settings = dataclasses.replace(settings, neurites=(read_swc(tracing),))
+        name = f"{name} {tracing.stem}"
     volume = simulate_volume(settings, seed)
     labels = np.where(volume.ignore & (volume.truth == 0), IGNORE, volume.truth)
     if (volume.image == volume.image.flat[0]).all():
         return None
-    return AnnotatedVolume(
-        volume.image, labels.astype(np.uint8), f"{manner} {seed}", manner
-    )
-
-
-def read_cubes(folder: Path) -> list[AnnotatedVolume]:
-    """The ten TRAILMAP cubes: `volumes/volume-N.tiff` and `labels/label-N.tiff`."""
-    import tifffile
-
-    cubes = []
-    for path in sorted((folder / "volumes").glob("volume-*.tiff")):
-        marks = folder / "labels" / path.name.replace("volume", "label")
-        labels: NDArray[Any] = tifffile.imread(marks)
-        if labels.max(initial=0) >= len(_MEANING):
-            raise DataError(f"{marks} has labels above {len(_MEANING) - 1}")
-        cubes.append(
-            AnnotatedVolume(
-                tifffile.imread(path),
-                _MEANING[labels],
-                path.stem,
-                "trailmap",
-                isotropic=True,
-            )
-        )
-    if not cubes:
-        raise DataError(
-            f"{folder} has no volumes/volume-*.tiff: give TRAILMAP's training folder "
-            "(github.com/AlbertPun/TRAILMAP, data/training)"
-        )
-    return cubes
-
-
-def folds(count: int, number: int) -> Iterator[list[int]]:
-    """Which cubes are held out of each fold: neighbours in the list, all once."""
-    for part in np.array_split(np.arange(count), number):
-        yield part.tolist()
+    return AnnotatedVolume(volume.image, labels.astype(np.uint8), name, manner)
 
 
 def seen_ranges(volumes: Sequence[AnnotatedVolume]) -> dict[str, list[float]]:
-    """Least and greatest of what the runtime's out-of-range alarm looks at."""
+    """What the runtime's out-of-range alarm looks at, over all but the odd ones.
+
+    From the 5th to the 95th percentile of the volumes: their extremes are volumes
+    without a neurite, or without noise, of which little was learnt.
+    """
     background, bright = [], []
     for volume in volumes:
         constants = volume.normalisation
@@ -215,8 +206,8 @@ def seen_ranges(volumes: Sequence[AnnotatedVolume]) -> dict[str, list[float]]:
         background.append(constants.background / constants.noise)
         bright.append((top - constants.background) / constants.noise)
     return {
-        "background_over_noise": [min(background), max(background)],
-        "bright_over_noise": [min(bright), max(bright)],
+        "background_over_noise": np.quantile(background, [0.05, 0.95]).tolist(),
+        "bright_over_noise": np.quantile(bright, [0.05, 0.95]).tolist(),
     }
 
 
@@ -238,11 +229,42 @@ def _fit(
     return last
 
 
-def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
-    """Make the default model in a folder; its figures on held-out cubes.
+def _fine_tuned(
+    recipe: Recipe,
+    run: Path,
+    number: int,
+    volumes: list[AnnotatedVolume],
+    held: list[AnnotatedVolume],
+    say: Callable[[object], None],
+) -> tuple[Path, dict[str, Answer]]:
+    """Train the second stage; its last checkpoint, and its answers on `held`."""
+    out = run.parent
+    settings = recipe.cube_settings(run, out / "simulated" / "last", number)
+    last = _fit(settings, volumes, [], say)
+    network, checkpoint = load_checkpoint(last)
+    return last, {c.name: predict(network, checkpoint.network, c.image) for c in held}
 
-    `out/latest` is the checkpoint to use; `out/folds.npz` holds the
-    held-out probabilities.
+
+def _score(
+    cubes: Sequence[AnnotatedVolume],
+    answers: Sequence[Answer],
+    where: Sequence[NDArray[np.bool_]],
+) -> Score:
+    truth = [c.labels[w] == 1 for c, w in zip(cubes, where, strict=True)]
+    said = [a[w] for a, w in zip(answers, where, strict=True)]
+    score = pooled_score(np.concatenate(said), np.concatenate(truth))
+    if score is None:
+        raise DataError("the cubes hold one class only: nothing can be measured")
+    return score
+
+
+def make(
+    recipe: Recipe, cubes_folder: Path, tracings: Path | None, out: Path
+) -> dict[str, Any]:
+    """Make the default model in a folder; its figures on held-out labels.
+
+    `out/latest` is the checkpoint to use, `out/held_out.npz` holds the probabilities
+    of the two halves, cube by cube, and of the folds.
     """
     started = time.perf_counter()
 
@@ -253,55 +275,66 @@ def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
     plain = json.dumps(dataclasses.asdict(recipe), indent=1)
     (out / "recipe.json").write_text(plain + "\n", "utf-8")
     cubes = read_cubes(cubes_folder)
+    require_origins(cubes)
     first = recipe.simulated_settings(out / "simulated")
-    start = out / "simulated" / "last"
-    if not _done(start, first):
-        simulated = simulated_volumes(recipe)
+    if not _done(out / "simulated" / "last", first):
+        simulated = simulated_volumes(recipe, tracings)
         say(f"{len(simulated)} simulated volumes")
         # A look at volumes that are not trained on; the cubes stay unseen.
         check = simulated[:: max(1, len(simulated) // 4)][:4]
         kept = [v for v in simulated if all(v is not c for c in check)]
         _fit(first, kept, check, say)
         del simulated, kept
-    rehearsal = simulated_volumes(recipe, 1, recipe.rehearsal_every)
+    rehearsal = simulated_volumes(recipe, tracings, 1, recipe.rehearsal_every)
     say(f"{len(rehearsal)} of them beside the cubes")
-    settings = recipe.cube_settings(out / "final", start, recipe.folds)
-    last = _fit(settings, [*cubes, *rehearsal], [], say)
+    known = [c.labels != IGNORE for c in cubes]
+
+    last, _ = _fine_tuned(recipe, out / "final", 0, [*cubes, *rehearsal], [], say)
     save_checkpoint(out / "latest", read_checkpoint(last), load_weights(last))
     say(f"the model is {out / 'latest'}, its threshold not yet measured")
-    answers: dict[str, NDArray[np.float32]] = {}
-    for number, held in enumerate(folds(len(cubes), recipe.folds)):
-        settings = recipe.cube_settings(out / f"fold-{number}", start, number)
-        trained_on = [c for i, c in enumerate(cubes) if i not in held]
-        fold = _fit(settings, [*trained_on, *rehearsal], [], say)
-        network, checkpoint = load_checkpoint(fold)
-        for index in held:
-            cube = cubes[index]
-            answers[cube.name] = predict(network, checkpoint.network, cube.image)
-        say(f"fold {number} measured on {[cubes[i].name for i in held]}")
-    known = [c.labels != IGNORE for c in cubes]
-    truth = np.concatenate(
-        [c.labels[k] == 1 for c, k in zip(cubes, known, strict=True)]
-    )
-    pooled = np.concatenate(
-        [answers[c.name][k] for c, k in zip(cubes, known, strict=True)]
-    )
-    score = pooled_score(pooled, truth)
-    if score is None:
-        raise DataError("the cubes hold one class only: nothing can be measured")
-    figures = {"held_out_cubes": dataclasses.asdict(score)}
+
+    by_half = [np.zeros(c.image.shape, np.float32) for c in cubes]
+    for half, kept in enumerate(halves(cubes)):
+        _, answers = _fine_tuned(
+            recipe, out / f"half-{half}", 1 + half, [*kept, *rehearsal], cubes, say
+        )
+        for whole, cube in zip(by_half, cubes, strict=True):
+            mine = half_of(cube, half)
+            whole[mine] = answers[cube.name][mine]
+    unseen = _score(cubes, by_half, known)
+    figures = {"held_out_halves": dataclasses.asdict(unseen)}
     say(figures)
-    np.savez_compressed(
-        out / "folds.npz",
-        names=np.array([c.name for c in cubes]),
-        probability=np.stack([answers[c.name] for c in cubes]),
-    )
     checkpoint = dataclasses.replace(
         read_checkpoint(last),
-        threshold=score.threshold,
+        threshold=unseen.threshold,
         figures=figures,
         validated_on=seen_ranges([*cubes, *rehearsal]),
     )
+    save_checkpoint(out / "latest", checkpoint, load_weights(last))
+
+    by_fold: dict[str, Answer] = {}
+    for number, held in enumerate(folds(len(cubes), recipe.folds)):
+        kept = [c for i, c in enumerate(cubes) if i not in held]
+        _, answers = _fine_tuned(
+            recipe,
+            out / f"fold-{number}",
+            3 + number,
+            [*kept, *rehearsal],
+            [cubes[i] for i in held],
+            say,
+        )
+        by_fold |= answers
+    figures["five_folds"] = dataclasses.asdict(
+        _score(cubes, [by_fold[c.name] for c in cubes], known)
+    )
+    say(figures)
+    np.savez_compressed(
+        out / "held_out.npz",
+        names=np.array([c.name for c in cubes]),
+        halves=np.stack(by_half),
+        folds=np.stack([by_fold[c.name] for c in cubes]),
+    )
+    checkpoint = dataclasses.replace(checkpoint, figures=figures)
     save_checkpoint(out / "latest", checkpoint, load_weights(last))
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     say(f"the model is {out / 'latest'}")
@@ -316,14 +349,19 @@ def make(recipe: Recipe, cubes_folder: Path, out: Path) -> dict[str, Any]:
     help="TRAILMAP's training folder, with volumes/ and labels/.",
 )
 @click.option(
+    "--tracings",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of SWC files in voxels (Gold166's): shapes for the simulator.",
+)
+@click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the runs and of the model.",
 )
-def main(cubes: Path, out: Path) -> None:
+def main(cubes: Path, tracings: Path | None, out: Path) -> None:
     """Make the default model."""
-    make(Recipe(), cubes, out)
+    make(Recipe(), cubes, tracings, out)
 
 
 if __name__ == "__main__":
