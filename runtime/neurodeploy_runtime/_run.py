@@ -28,6 +28,7 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._interrupt import interrupt_sets
 from neurodeploy_runtime._journal import Journal, write_atomically
 from neurodeploy_runtime._memory import (
     Footprint,
@@ -462,22 +463,24 @@ class SegmentRun:
             clock=self._clock,
             on_error=stop,
         )
-        outlet.start(stop)
-        reader.start()
-        try:
-            stream.run(self._cancel)
-            outlet.finish()
-            if outlet.error is not None:
-                raise outlet.error
-            self._tiles_run += stream.tiles_run
-        except BaseException as error:
-            outlet.abort(error)
-            raise
-        finally:
-            ring.close()
-            reader.join()
-            outlet.join()
-            self._save_pictures()
+        interrupted = threading.Event()
+        with interrupt_sets(interrupted):
+            outlet.start(stop)
+            reader.start()
+            try:
+                stream.run(self._cancel, interrupted)
+                outlet.finish()
+                if outlet.error is not None:
+                    raise outlet.error
+                self._tiles_run += stream.tiles_run
+            except BaseException as error:
+                outlet.abort(error)
+                raise
+            finally:
+                ring.close()
+                reader.join()
+                outlet.join()
+                self._save_pictures()
 
     def _written(self, unit: Box) -> None:
         self._done_voxels += unit.voxels

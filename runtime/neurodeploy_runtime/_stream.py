@@ -201,10 +201,10 @@ class RegionStream:
             channel.fail(error)
         self._finished.set()
 
-    def run(self, cancel: threading.Event | None = None) -> None:
+    def run(self, *cancel: threading.Event | None) -> None:
         """Segment the region; returns when the last plane was emitted.
 
-        `cancel` stops it within a second and raises CancelledError.
+        Any event of `cancel` stops it within a second and raises CancelledError.
 
         Raises
         ------
@@ -228,7 +228,7 @@ class RegionStream:
         try:
             # An Event waited for with a timeout lets Ctrl-C through at once.
             while not self._finished.wait(0.2):
-                if cancel is not None and cancel.is_set():
+                if any(event is not None and event.is_set() for event in cancel):
                     self.stop(CancelledError("stopped by the caller"))
         except BaseException as error:
             self.stop(
