@@ -34,3 +34,21 @@ def test_every_verb_is_there_and_explains_itself(verb: str) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{verb} {parameter.opts} has no help"
+
+
+def test_ctrl_c_while_it_loads_is_no_traceback() -> None:
+    code = (
+        "import sys\n"
+        "class CtrlC:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, CtrlC())\n"
+        "from neurodeploy.__main__ import run\n"
+        "run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "neurodeploy: stopped\n"
+    assert done.returncode == 130
