@@ -230,8 +230,8 @@ def real_bundle(model: str | None, folder: Path) -> Bundle:
     )
 
 
-def memory(bundle: Bundle, minutes: float) -> dict[str, Any]:
-    side, rate = 512, 50.0
+def memory(bundle: Bundle, minutes: float, rate: float) -> dict[str, Any]:
+    side = 512
     plane = plane_of(side)
     check = Check(plane)
     samples: list[tuple[float, int]] = []
@@ -371,6 +371,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--rate", type=float, default=50.0, help="of part memory, Hz")
     parser.add_argument("--model")
     options = parser.parse_args()
     # What other parts found before stays in the file, with its own stamp.
@@ -385,7 +386,7 @@ def main() -> None:
             "push": lambda: push(bundle, options.seconds),
             "path": lambda: path(bundle, options.seconds),
             "rig": lambda: rig(options.model, folder, options.seconds),
-            "memory": lambda: memory(bundle, options.minutes),
+            "memory": lambda: memory(bundle, options.minutes, options.rate),
         }
         for part in options.parts:
             found[part] = runs[part]()

@@ -225,13 +225,17 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         i = len(names)
         names.append(node.name)
         stem = f"{_RANGES}!{i}"
-        # Max drops NaN on some kernels; zero times the sum does not.
+        value = node.output[0]
+        # Reductions only, so that no copy of the value is made. Max and Min drop NaN
+        # on some kernels; a sum less itself is NaN where any value is not finite.
         for op, inputs, output in (
-            ("Abs", [node.output[0]], f"{stem}!abs"),
-            ("ReduceMax", [f"{stem}!abs"], f"{stem}!max"),
-            ("ReduceSum", [f"{stem}!abs"], f"{stem}!sum"),
+            ("ReduceMax", [value], f"{stem}!max"),
+            ("ReduceMin", [value], f"{stem}!min"),
+            ("ReduceSum", [value], f"{stem}!sum"),
+            ("Neg", [f"{stem}!min"], f"{stem}!below"),
+            ("Max", [f"{stem}!max", f"{stem}!below"], f"{stem}!abs"),
             ("Sub", [f"{stem}!sum", f"{stem}!sum"], f"{stem}!zero"),
-            ("Add", [f"{stem}!max", f"{stem}!zero"], f"{stem}!top"),
+            ("Add", [f"{stem}!abs", f"{stem}!zero"], f"{stem}!top"),
             ("Reshape", [f"{stem}!top", one.name], f"{stem}!one"),
         ):
             node = helper.make_node(op, inputs, [output], name=output)
