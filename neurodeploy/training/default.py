@@ -105,7 +105,7 @@ class Recipe:
     light_sheet: int = 160
     confocal: int = 96
     simulated_steps: int = 2200
-    cube_steps: int = 600
+    cube_steps: int = 420
     rehearsal_every: int = 4
     folds: int = 5
     batch: int = 4
