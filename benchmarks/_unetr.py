@@ -1,7 +1,9 @@
 """The network that `peers.py` runs in every engine: MONAI's UNETR on a ViT-S.
 
 Its weights are random, but for the last layer, which is fitted to simulated neurites
-by least squares: labels then mean something, and so does counting those that change.
+by least squares, with its bias such that as many voxels are called neurite as truly
+are: labels then mean something, and so does counting those that change. A trained
+network's would change less: its logits lie farther from its threshold.
 """
 
 from __future__ import annotations
@@ -72,7 +74,10 @@ def unetr(size: Size, last: Path) -> Probability:
 
 
 def _fit(network: nn.Module, size: Size) -> np.ndarray:
-    """Least squares of the last features on +-LOGIT; both classes weigh alike."""
+    """Least squares of the last features on +-LOGIT, both classes weighing alike.
+
+    The bias then makes the share of neurite that of the truth.
+    """
     volume = simulate_volume(SimulationSettings(shape=(size.tile,) * 3), seed=11)
     voxels = torch.from_numpy(normalisation(volume.image).apply(volume.image))
     kept: list[torch.Tensor] = []
@@ -88,7 +93,9 @@ def _fit(network: nn.Module, size: Size) -> np.ndarray:
     weight = np.where(truth, 0.5 / max(1, truth.sum()), 0.5 / max(1, (~truth).sum()))
     target = np.where(truth, LOGIT, -LOGIT)
     left = (features * weight) @ features.T + 1e-9 * np.eye(len(features))
-    return np.linalg.solve(left, (features * weight) @ target).astype(np.float32)
+    solved = np.linalg.solve(left, (features * weight) @ target)
+    solved[-1] -= np.quantile(solved @ features, 1 - truth.mean())
+    return solved.astype(np.float32)
 
 
 def normalisation(image: np.ndarray) -> Normalisation:

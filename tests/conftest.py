@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis
 import pytest
@@ -17,6 +17,28 @@ from bundles import identity_spec, write_identity_bundle
 # A busy machine is slow and not wrong; the same examples every time.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command line, in this process: ``run("plan", path).code``."""
+    from neurodeploy.cli import main
+
+    def run_main(*arguments: object) -> Ended:
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        captured = capfd.readouterr()
+        return Ended(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run_main
 
 
 @pytest.fixture(scope="session")

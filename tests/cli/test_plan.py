@@ -3,34 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
 from neurodeploy_runtime import Bundle, Segmenter, SegmentSettings, open_volume
 from neurodeploy_runtime.measure import forecast
 
 MakeBundle = Callable[..., Bundle]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    def run_main(*arguments: object) -> Ended:
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return Ended(int(stop.value.code or 0), captured.out, captured.err)
-
-    return run_main
 
 
 @pytest.fixture
@@ -66,7 +48,7 @@ def test_the_tiles_and_the_disk_that_are_planned_are_those_that_are_used(
 
 
 def test_planning_writes_nothing_and_says_what_will_happen(
-    run: Callable[..., Ended], bundle: Bundle, stack: Path
+    run: Callable[..., Any], bundle: Bundle, stack: Path
 ) -> None:
     ended = run("plan", stack, "-m", bundle.path)
     assert ended.code == 0, ended.err
@@ -77,7 +59,7 @@ def test_planning_writes_nothing_and_says_what_will_happen(
 
 
 def test_json_holds_the_whole_plan(
-    run: Callable[..., Ended], bundle: Bundle, stack: Path
+    run: Callable[..., Any], bundle: Bundle, stack: Path
 ) -> None:
     ended = run("plan", stack, "-m", bundle.path, "--json", "--no-calibrate")
     values: dict[str, Any] = json.loads(ended.out)
@@ -88,7 +70,7 @@ def test_json_holds_the_whole_plan(
 
 
 def test_a_cap_that_cannot_hold_is_refused_as_segment_refuses_it(
-    run: Callable[..., Ended], bundle: Bundle, stack: Path
+    run: Callable[..., Any], bundle: Bundle, stack: Path
 ) -> None:
     ended = run("plan", stack, "-m", bundle.path, "--memory", "1MB")
     assert ended.code == 2

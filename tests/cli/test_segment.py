@@ -7,33 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
 from neurodeploy_runtime import Bundle, open_volume
 
 MakeBundle = Callable[..., Bundle]
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    def run_main(*arguments: object) -> Ended:
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return Ended(int(stop.value.code or 0), captured.out, captured.err)
-
-    return run_main
 
 
 @pytest.fixture
@@ -54,7 +36,7 @@ def untouched(tmp_path: Path) -> Iterator[None]:
 
 
 def test_a_stack_gets_a_mask_a_picture_and_a_report_beside_it(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     tifffile.imwrite(
         tmp_path / "big.tif",
@@ -93,7 +75,7 @@ def test_two_runs_and_two_caps_are_the_same_file(bundle: Path, tmp_path: Path) -
 
 
 def test_a_roi_is_that_part_of_the_volume(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     volume = stack(dtype="uint8")
     tifffile.imwrite(tmp_path / "in.tif", volume)
@@ -142,7 +124,7 @@ def bad_inputs() -> dict[str, tuple[Callable[[Path], None], str]]:
 @pytest.mark.parametrize("kind", bad_inputs())
 @pytest.mark.usefixtures("untouched")
 def test_a_bad_input_is_one_sentence_and_nothing_is_written(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path, kind: str
+    run: Callable[..., Any], bundle: Path, tmp_path: Path, kind: str
 ) -> None:
     import re
 
@@ -158,7 +140,7 @@ def test_a_bad_input_is_one_sentence_and_nothing_is_written(
 
 @pytest.mark.usefixtures("untouched")
 def test_an_input_that_is_not_there_is_named(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     ended = run("segment", tmp_path / "no.tif", "-m", bundle)
     assert ended.code == 2
@@ -166,7 +148,7 @@ def test_an_input_that_is_not_there_is_named(
 
 
 def test_an_output_that_exists_is_left_alone(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     tifffile.imwrite(tmp_path / "in.tif", stack())
     (tmp_path / "in.seg.tif").write_bytes(b"years of work")
@@ -186,7 +168,7 @@ def test_an_output_that_exists_is_left_alone(
 )
 @pytest.mark.usefixtures("untouched")
 def test_an_output_that_cannot_be_is_one_sentence(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path, output: str, word: str
+    run: Callable[..., Any], bundle: Path, tmp_path: Path, output: str, word: str
 ) -> None:
     tifffile.imwrite(tmp_path / "in.tif", stack())
     before = (tmp_path / "in.tif").read_bytes()
@@ -198,7 +180,7 @@ def test_an_output_that_cannot_be_is_one_sentence(
 
 @pytest.mark.usefixtures("untouched")
 def test_the_input_is_never_overwritten(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.tif"
     tifffile.imwrite(path, stack())
@@ -211,7 +193,7 @@ def test_the_input_is_never_overwritten(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
 )
 def test_a_folder_that_cannot_be_written_is_one_sentence(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     tifffile.imwrite(tmp_path / "in.tif", stack())
     closed = tmp_path / "in-closed"
@@ -223,7 +205,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 
 @pytest.mark.usefixtures("untouched")
 def test_too_little_disk_is_found_before_the_run(
-    run: Callable[..., Ended],
+    run: Callable[..., Any],
     bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -274,7 +256,7 @@ def no_json(folder: Path) -> None:
 )
 @pytest.mark.usefixtures("untouched")
 def test_a_bundle_that_is_not_whole_is_refused(
-    run: Callable[..., Ended],
+    run: Callable[..., Any],
     bundle: Path,
     tmp_path: Path,
     spoil: Callable[[Path], None],
@@ -306,7 +288,7 @@ def test_a_bundle_that_is_not_whole_is_refused(
 )
 @pytest.mark.usefixtures("untouched")
 def test_a_wrong_option_is_one_sentence(
-    run: Callable[..., Ended],
+    run: Callable[..., Any],
     bundle: Path,
     tmp_path: Path,
     arguments: tuple[str, ...],
@@ -318,14 +300,14 @@ def test_a_wrong_option_is_one_sentence(
     assert word in ended.err
 
 
-def test_a_misspelt_verb_names_the_nearest(run: Callable[..., Ended]) -> None:
+def test_a_misspelt_verb_names_the_nearest(run: Callable[..., Any]) -> None:
     ended = run("segmnt")
     assert ended.code == 2
     assert "'segment'" in ended.err
 
 
 def test_info_shows_and_verifies_a_bundle_and_a_result(
-    run: Callable[..., Ended], bundle: Path, tmp_path: Path
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
 ) -> None:
     shown = json.loads(run("info", bundle, "--json").out)
     assert shown["name"] == "identity"

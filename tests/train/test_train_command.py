@@ -1,14 +1,11 @@
 """`neurodeploy train`: options and a file say the same, and nothing is guessed."""
 
 import json
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
 from neurodeploy.training import load_checkpoint, read_log
 
 TINY = """
@@ -26,23 +23,6 @@ taps = [1]
 half_channels = 4
 quarter_channels = 8
 """
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    def run_main(*arguments: object) -> Ended:
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return Ended(int(stop.value.code or 0), captured.out, captured.err)
-
-    return run_main
 
 
 @pytest.fixture
