@@ -38,6 +38,7 @@ from neurodeploy_runtime.live._delivery import Delivery
 from neurodeploy_runtime.live._latency import Latencies
 from neurodeploy_runtime.live._outlet import Outlet
 from neurodeploy_runtime.live._pool import PlanePool
+from neurodeploy_runtime.live._priority import step_back
 from neurodeploy_runtime.live._projection import GrowingProjections
 from neurodeploy_runtime.live._settings import LiveSettings
 from neurodeploy_runtime.live._values import Gap, LivePlane, LiveStatus, State
@@ -520,6 +521,7 @@ class LiveSegmenter:
         )
 
     def _work(self) -> None:
+        step_back()
         try:
             self._stream.run()
         except NeurodeployError as error:
