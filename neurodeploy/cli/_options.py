@@ -111,7 +111,7 @@ def engine_options(function: F) -> F:
             click.option(
                 "--device",
                 default="auto",
-                help="auto, cpu or cuda:N.",
+                help="auto, cpu, cuda:N, or GPUs of one kind: cuda:0,cuda:1.",
                 show_default=True,
             ),
             click.option(

@@ -57,7 +57,7 @@ from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime._tissue import TissueMask
-from neurodeploy_runtime.engines import Engine
+from neurodeploy_runtime.engines import Engine, same_engine
 from neurodeploy_runtime.volumes import (
     SinkKind,
     Source,
@@ -197,7 +197,6 @@ class SegmentRun:
 
     def _identity(self, normalisation: Normalisation) -> dict[str, Any]:
         """What makes two runs the same run: one bit of any of it changes the result."""
-        engine = self._engines[0]
         return {
             "input": {
                 "fingerprint": self._source.fingerprint(),
@@ -205,7 +204,7 @@ class SegmentRun:
                 "dtype": self._source.dtype.name,
             },
             "model": {"name": self._bundle.spec.name, "digest": self._bundle.digest},
-            "engine": engine.describe(),
+            "engine": same_engine(self._engines) or self._engines[0].describe(),
             "tiles": {
                 "tile": list(self._plan.tile),
                 "window": list(self._plan.window),

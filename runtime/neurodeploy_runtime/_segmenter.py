@@ -27,7 +27,7 @@ from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey
-from neurodeploy_runtime.engines import Engine, choose_engine
+from neurodeploy_runtime.engines import Engine, choose_engines, open_engines
 from neurodeploy_runtime.volumes import ArraySource, Source
 
 
@@ -71,15 +71,9 @@ class Segmenter:
         self._owned: list[Engine] = []
         self.choice: dict[str, Any] = {"passed_over": []}
         if engines is None:
-            choice = choose_engine(self.bundle, self.settings.engine)
-            self.choice = {"passed_over": list(choice.passed_over)}
-            engine = choice.adapter.open(self.bundle, choice.settings)
-            self._owned = [engine]
-            try:
-                engine.warm_up()
-            except BaseException:
-                self.close()
-                raise
+            choices = choose_engines(self.bundle, self.settings.engine)
+            self.choice = {"passed_over": list(choices[0].passed_over)}
+            self._owned = open_engines(self.bundle, choices)
             engines = self._owned
         self.engines = engines
 

@@ -1,7 +1,14 @@
 """Engines: what runs a bundle's network. One module per library."""
 
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
-from neurodeploy_runtime.engines._choose import Choice, choose_engine, open_engine
+from neurodeploy_runtime.engines._choose import (
+    Choice,
+    choose_engine,
+    choose_engines,
+    open_engine,
+    open_engines,
+    same_engine,
+)
 from neurodeploy_runtime.engines._numpy import NumpyEngine
 
 __all__ = [
@@ -10,5 +17,8 @@ __all__ = [
     "EngineSettings",
     "NumpyEngine",
     "choose_engine",
+    "choose_engines",
     "open_engine",
+    "open_engines",
+    "same_engine",
 ]

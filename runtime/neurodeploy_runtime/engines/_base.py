@@ -20,7 +20,8 @@ PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 class EngineSettings:
     """Which engine is asked for; `auto` chooses and says why.
 
-    `device` is ``auto``, ``cpu`` or ``cuda:N``; `threads` are those of a CPU engine
+    `device` is ``auto``, ``cpu``, ``cuda:N`` or, to segment a volume, several GPUs of
+    one kind as ``cuda:0,cuda:1``; `threads` are those of a CPU engine
     (None: every core that this process may use); `batch` is the fixed number of tiles
     of a call (None: 1 on a CPU, the model's `max_batch` on a GPU).
     """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import DeviceError, SettingsError
@@ -86,6 +87,68 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
         f"no engine can serve {asked or 'this model'} here: "
         + ("; ".join(reasons) or f"there is {' and '.join(others)}")
     )
+
+
+def choose_engines(bundle: Bundle, settings: EngineSettings) -> tuple[Choice, ...]:
+    """One engine for each device of a list such as ``cuda:0,cuda:1``.
+
+    Raises
+    ------
+    DeviceError
+        One of them is not possible here, or they would be different engines.
+    """
+    devices = [device.strip() for device in settings.device.split(",")]
+    if len(devices) > 1 and "auto" in devices:
+        raise SettingsError(
+            f"device {settings.device!r} mixes auto with others: name every device"
+        )
+    choices = tuple(
+        choose_engine(bundle, replace(settings, device=device)) for device in devices
+    )
+    kinds = {(choice.adapter.name, choice.adapter.device) for choice in choices}
+    if len(kinds) > 1:
+        names = " and ".join(f"{name} on {device}" for name, device in sorted(kinds))
+        raise DeviceError(
+            f"device {settings.device!r} would run {names}, whose answers differ in "
+            "the last bits: name devices of one kind, or one engine with --engine"
+        )
+    return choices
+
+
+def open_engines(bundle: Bundle, choices: Sequence[Choice]) -> list[Engine]:
+    """Load the network into each engine, and warm them up.
+
+    Raises
+    ------
+    DeviceError
+        The engines are not the same: which tile went where would decide the result.
+    """
+    opened: list[Engine] = []
+    try:
+        for choice in choices:
+            opened.append(choice.adapter.open(bundle, choice.settings))
+            opened[-1].warm_up()
+        one = same_engine(opened)
+        if one is None:
+            raise DeviceError(
+                "the devices "
+                + " and ".join(engine.device for engine in opened)
+                + " differ in kind, and so would their answers: use GPUs of one model"
+            )
+    except BaseException:
+        for engine in opened:
+            engine.close()
+        raise
+    return opened
+
+
+def same_engine(engines: Sequence[Engine]) -> dict[str, Any] | None:
+    """What all of them are, `device` naming each; None where they differ."""
+    told = [engine.describe() for engine in engines]
+    kinds = [{k: v for k, v in one.items() if k != "device"} for one in told]
+    if any(kind != kinds[0] for kind in kinds):
+        return None
+    return {**told[0], "device": ",".join(one["device"] for one in told)}
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings | None = None) -> Engine:

@@ -1,0 +1,140 @@
+"""What a cheaper or a dearer network would be worth: quality against kFLOP per voxel.
+
+    python benchmarks/cost.py CUBES [--steps 300]
+
+Networks of three costs, the default's in the middle, each trained anew on the same
+simulated volumes for the same few steps, and scored on TRAILMAP's ten cubes, of which
+none has seen a voxel. Short trainings: they rank the networks and are no figure of
+the model that ships, which trains for 2200 steps and then on cubes. Speed is that of
+the same network in torch fp32 in this process. The answer is checked: raw intensity
+on the same voxels has to give what it is known to give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from _results import save, stamp, table
+
+from neurodeploy.data import IGNORE
+from neurodeploy.networks import Network, NetworkConfig, cost
+from neurodeploy.training import (
+    TrainSettings,
+    load_checkpoint,
+    pooled_score,
+    predict,
+    train,
+)
+from neurodeploy.training.default import _simulated
+from neurodeploy.training.trailmap import read_cubes
+
+DEFAULT = NetworkConfig()
+NETWORKS = {
+    "lighter": replace(
+        DEFAULT, depth=2, taps=(1, 2), full_channels=4, half_channels=16,
+        quarter_channels=32, tap_channels=16,
+    ),
+    "default": DEFAULT,
+    "heavier": replace(
+        DEFAULT, depth=8, taps=(4, 8), full_channels=16, half_channels=48,
+        quarter_channels=96,
+    ),
+}  # fmt: skip
+#: Average precision of raw intensity over the cubes' labelled voxels.
+RAW = 0.8755
+
+
+def score(cubes, answers):
+    known = [cube.labels != IGNORE for cube in cubes]
+    truth = [c.labels[k] == 1 for c, k in zip(cubes, known, strict=True)]
+    said = [a[k] for a, k in zip(answers, known, strict=True)]
+    return pooled_score(np.concatenate(said), np.concatenate(truth))
+
+
+def seconds_of_tile(network, config):
+    voxels = torch.rand(1, 1, *config.tile)
+    found = []
+    with torch.inference_mode():
+        for _ in range(5):
+            start = time.perf_counter()
+            network(voxels)
+            found.append(time.perf_counter() - start)
+    return float(np.median(found[1:]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cubes", type=Path)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--volumes", type=int, default=40)
+    options = parser.parse_args()
+    started = stamp()
+    cubes = read_cubes(options.cubes)
+    raw = score(cubes, [c.image.astype(np.float32) / 65535 for c in cubes])
+    assert abs(raw.average_precision - RAW) < 1e-3, raw
+    jobs = [
+        (i, "confocal" if i % 3 == 0 else "light-sheet", None)
+        for i in range(options.volumes)
+    ]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        volumes = [v for v in pool.map(_simulated, jobs) if v is not None]
+    rows = []
+    for name, config in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            settings = TrainSettings(
+                out=str(Path(folder) / "run"), steps=options.steps, batch=4,
+                learning_rate=1.5e-3, warmup=options.steps // 6, ema=0.98, workers=1,
+                save_every=options.steps, validate_every=options.steps, network=config,
+            )  # fmt: skip
+            result = train(settings, volumes)
+            network, checkpoint = load_checkpoint(result.checkpoint)
+        found = score(
+            cubes, [predict(network, checkpoint.network, c.image) for c in cubes]
+        )
+        price = cost(Network(config), config)
+        rows.append(
+            {
+                "network": name,
+                "kflop_per_voxel": price.flop_per_voxel / 1e3,
+                "parameters": price.parameters,
+                "tile_s": seconds_of_tile(network, config),
+                "average_precision": found.average_precision,
+                "dice": found.dice,
+            }
+        )
+        print(rows[-1], flush=True)
+    middle = next(r["tile_s"] for r in rows if r["network"] == "default")
+    grid = table(
+        ["network", "kFLOP per voxel", "parameters, M", "time", "AP", "best Dice"],
+        [
+            [
+                r["network"],
+                f"{r['kflop_per_voxel']:.1f}",
+                f"{r['parameters'] / 1e6:.2f}",
+                f"{r['tile_s'] / middle:.2f} ×",
+                f"{r['average_precision']:.3f}",
+                f"{r['dice']:.3f}",
+            ]
+            for r in rows
+        ],
+    )
+    summary = (
+        f"**What a network of another cost is worth** ({options.steps} steps on "
+        f"{len(volumes)} simulated volumes each, scored on TRAILMAP's cubes that none "
+        f"has seen; raw intensity {raw.average_precision:.3f} / {raw.dice:.3f}; a "
+        f"ranking, not the figures of the model that ships)\n\n{grid}"
+    )
+    save("cost", {"rows": rows, "summary": summary}, started)
+    print(grid)
+
+
+if __name__ == "__main__":
+    main()
