@@ -428,7 +428,7 @@ def batch(bench: Bench) -> None:
 
 
 def seams(bench: Bench) -> None:
-    """What overlap buys: labels against those at an overlap of a half."""
+    """What overlap buys: labels against the truth, and those at an overlap of a half."""
     if not bench.options.model.is_dir():
         print("seams: not run, there is no bundle: pass --model")
         return
@@ -437,7 +437,8 @@ def seams(bench: Bench) -> None:
     bundle = load_bundle(bench.options.model)
     shape: Shape = tuple(3 * n for n in bundle.spec.tile)  # type: ignore[assignment]
     volume = bench.folder / "simulated.tif"
-    write_sample(volume, SampleSettings(shape, seed=5))
+    truth = bench.folder / "truth.tif"
+    write_sample(volume, SampleSettings(shape, seed=5), truth=truth)
     shares = (0.5, 0.375, 0.25, 0.125, 0.0)
     rows = []
     for share in shares:
@@ -455,6 +456,7 @@ def seams(bench: Bench) -> None:
                 "mvoxel_per_s": report.mvoxel_per_s,
                 "same_labels": same,
                 "dice": dice,
+                "dice_truth": agreement(truth, output)[1],
                 "foreground": report.foreground_voxels / prod(shape),
             }
         )
@@ -463,7 +465,14 @@ def seams(bench: Bench) -> None:
     )
     print(
         table(
-            ["overlap", "× voxels", "Mvoxel/s", "labels as at 0.5", "Dice with 0.5"],
+            [
+                "overlap",
+                "× voxels",
+                "Mvoxel/s",
+                "labels as at 0.5",
+                "Dice with 0.5",
+                "Dice with truth",
+            ],
             [
                 [
                     r["overlap"],
@@ -471,6 +480,7 @@ def seams(bench: Bench) -> None:
                     f"{r['mvoxel_per_s']:.3f}",
                     f"{r['same_labels']:.5f}",
                     f"{r['dice']:.4f}",
+                    f"{r['dice_truth']:.4f}",
                 ]
                 for r in rows
             ],
