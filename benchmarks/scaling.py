@@ -428,7 +428,7 @@ def batch(bench: Bench) -> None:
 
 
 def seams(bench: Bench) -> None:
-    """What overlap buys: labels against the truth, and those at an overlap of a half."""
+    """What overlap buys: labels against the truth and against overlap 0.5."""
     if not bench.options.model.is_dir():
         print("seams: not run, there is no bundle: pass --model")
         return
