@@ -42,6 +42,9 @@ class AnnotatedVolume:
     isotropic
         Whether crops may lie along any axis, so that a neurite along z may be shown
         as one along x.
+    measured
+        Constants to normalise by, of the volume that the image was cut from; None:
+        measured on the image.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class AnnotatedVolume:
     name: str
     group: str = "data"
     isotropic: bool = False
+    measured: Normalisation | None = None
     normalisation: Normalisation = field(init=False)
     neurite_places: NDArray[np.int64] = field(init=False, repr=False)
     labelled_places: NDArray[np.int64] = field(init=False, repr=False)
@@ -75,9 +79,11 @@ class AnnotatedVolume:
             raise DataError(f"{self.name}: every voxel is to be ignored")
         flat = self.labels.ravel()[labelled]
         neurite = labelled[flat != BACKGROUND]
-        histogram = Histogram(self.image.dtype)
-        histogram.add(self.image)
-        normalisation = histogram.freeze("background-asinh")
+        normalisation = self.measured
+        if normalisation is None:
+            histogram = Histogram(self.image.dtype)
+            histogram.add(self.image)
+            normalisation = histogram.freeze("background-asinh")
         object.__setattr__(self, "normalisation", normalisation)
         object.__setattr__(self, "neurite_places", _thinned(neurite))
         object.__setattr__(self, "labelled_places", _thinned(labelled))
