@@ -113,6 +113,9 @@ class Recipe:
     rehearsal_every: int = 4
     folds: int = 5
     batch: int = 4
+    #: Of tiles, on every axis. From 0.5 to 0.125, average precision on simulated
+    #: volumes falls by 0.0005 and the tiles for a volume by more than half.
+    overlap: float = 0.125
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
 
     def simulated_settings(self, out: Path) -> TrainSettings:
@@ -253,7 +256,10 @@ def _fine_tuned(
     last = _fit(settings, both, [], say)
     network, checkpoint = load_checkpoint(last)
     config = checkpoint.network
-    return last, [predict(network, config, c.image, c.normalisation) for c in held]
+    return last, [
+        predict(network, config, c.image, c.normalisation, overlap=recipe.overlap)
+        for c in held
+    ]
 
 
 def _score(
@@ -323,6 +329,7 @@ def make(
     checkpoint = dataclasses.replace(
         read_checkpoint(last),
         threshold=unseen.threshold,
+        overlap=(recipe.overlap,) * 3,
         figures=figures,
         validated_on=seen_ranges([*cubes, *rehearsal]),
     )
