@@ -1,5 +1,6 @@
 """Fixtures that every part of the suite shares."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,11 @@ from neurodeploy_runtime import Bundle
 # With --import-mode=importlib this folder is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).parent))
 from bundles import identity_spec, write_identity_bundle
+
+# A shell ignores Ctrl-C for what it starts in the background, and children inherit
+# that: tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is slow and not wrong; the same examples every time.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
