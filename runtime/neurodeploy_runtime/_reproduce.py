@@ -15,7 +15,7 @@ from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._provenance import read_report
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
-from neurodeploy_runtime.engines import EngineSettings
+from neurodeploy_runtime.engines import EngineSettings, same_engine
 from neurodeploy_runtime.volumes import open_volume
 
 
@@ -112,7 +112,7 @@ def reproduce(
                 one, two = old >= 128, part >= 128
                 both += int(np.count_nonzero(one & two))
                 sizes += int(np.count_nonzero(one)) + int(np.count_nonzero(two))
-            now = segmenter.engines[0].describe()
+            now = same_engine(segmenter.engines)
     return Reproduction(
         region,
         region.voxels,

@@ -204,7 +204,7 @@ class SegmentRun:
                 "dtype": self._source.dtype.name,
             },
             "model": {"name": self._bundle.spec.name, "digest": self._bundle.digest},
-            "engine": same_engine(self._engines) or self._engines[0].describe(),
+            "engine": same_engine(self._engines),
             "tiles": {
                 "tile": list(self._plan.tile),
                 "window": list(self._plan.window),

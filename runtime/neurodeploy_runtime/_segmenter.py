@@ -196,9 +196,9 @@ class Segmenter:
                 finished.fail(error)
 
         worker = threading.Thread(target=work, name="segment", daemon=True)
-        reader.start()
-        worker.start()
         try:
+            reader.start()
+            worker.start()
             while (item := finished.get()) is not None:
                 z, part = item
                 yield (
@@ -209,7 +209,8 @@ class Segmenter:
             stop = CancelledError("the reader of the stream has gone")
             finished.fail(stop)
             stream.stop(stop)
-            worker.join()
+            if worker.ident is not None:  # Ctrl-C may fall before it is started
+                worker.join()
             reader.join()
 
     def close(self) -> None:

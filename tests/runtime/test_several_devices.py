@@ -18,7 +18,9 @@ from neurodeploy_runtime import (
     Segmenter,
     SegmentSettings,
     SettingsError,
+    open_volume,
 )
+from neurodeploy_runtime._reproduce import reproduce
 from neurodeploy_runtime.engines import (
     Choice,
     Engine,
@@ -122,4 +124,21 @@ def test_devices_of_two_kinds_are_refused(make_identity_bundle: MakeBundle) -> N
     with pytest.raises(DeviceError, match="cuda:0 and cuda:1 differ in kind"):
         open_engines(bundle, choices)
     assert closed == ["cuda:0", "cuda:1"]
-    assert same_engine([Gpu("cuda:0"), Gpu("cuda:0")]) is not None
+    assert same_engine([Gpu("cuda:0"), Gpu("cuda:0")])["device"] == "cuda:0,cuda:0"
+
+
+def test_a_result_of_two_is_run_again_by_two(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    volume = tmp_path / "in.tif"
+    noise = np.random.default_rng(2).integers(0, 256, (20, 30, 40), np.uint8)
+    tifffile.imwrite(volume, noise)
+    settings = SegmentSettings(
+        engine=EngineSettings(engine="onnxruntime", device="cpu,cpu", threads=1)
+    )
+    with Segmenter(bundle, settings) as segmenter, open_volume(volume) as source:
+        segmenter.segment(source, tmp_path / "out.tif")
+    found = reproduce(tmp_path / "out.tif", bundle, None)
+    assert found.same_engine
+    assert (found.voxels, found.differing) == (noise.size, 0)

@@ -128,13 +128,7 @@ def open_engines(bundle: Bundle, choices: Sequence[Choice]) -> list[Engine]:
         for choice in choices:
             opened.append(choice.adapter.open(bundle, choice.settings))
             opened[-1].warm_up()
-        one = same_engine(opened)
-        if one is None:
-            raise DeviceError(
-                "the devices "
-                + " and ".join(engine.device for engine in opened)
-                + " differ in kind, and so would their answers: use GPUs of one model"
-            )
+        same_engine(opened)
     except BaseException:
         for engine in opened:
             engine.close()
@@ -142,22 +136,27 @@ def open_engines(bundle: Bundle, choices: Sequence[Choice]) -> list[Engine]:
     return opened
 
 
-def same_engine(engines: Sequence[Engine]) -> dict[str, Any] | None:
-    """What all of them are, `device` naming each; None where they differ."""
+def same_engine(engines: Sequence[Engine]) -> dict[str, Any]:
+    """What all of them are, `device` naming each.
+
+    Raises
+    ------
+    DeviceError
+        They differ in more than their place.
+    """
     told = [engine.describe() for engine in engines]
     kinds = [{k: v for k, v in one.items() if k != "device"} for one in told]
+    devices = [one["device"] for one in told]
     if any(kind != kinds[0] for kind in kinds):
-        return None
-    return {**told[0], "device": ",".join(one["device"] for one in told)}
+        raise DeviceError(
+            f"the devices {' and '.join(devices)} differ in kind, and so would their "
+            "answers: use GPUs of one model"
+        )
+    return {**told[0], "device": ",".join(devices)}
 
 
 def open_engine(bundle: Bundle, settings: EngineSettings | None = None) -> Engine:
     """Load the network into the engine that was asked for, and warm it up."""
     choice = choose_engine(bundle, settings or EngineSettings())
-    engine = choice.adapter.open(bundle, choice.settings)
-    try:
-        engine.warm_up()
-    except BaseException:
-        engine.close()
-        raise
+    (engine,) = open_engines(bundle, [choice])
     return engine
