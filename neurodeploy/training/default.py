@@ -5,7 +5,8 @@
    half of the confocal ones show traced neurons where tracings are given.
 2. A network trained on those alone.
 3. The model: fine-tuned on the ten TRAILMAP cubes, each normalised by itself and as
-   the brain around it would be (`trailmap.as_in_its_brain`), with some of the
+   the brain around it would be (`trailmap.as_in_its_brain`), on the same cubes with
+   most of their axons taken away (`trailmap.with_fewer_axons`), and on some of the
    simulated volumes so that it forgets nothing.
 4. Two halves of the volume that the cubes are cut from: fine-tuned in the same way
    on the labels of one, measured on those of the other. No label is on both sides.
@@ -34,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
-from neurodeploy.data import IGNORE, AnnotatedVolume, Augmentation
+from neurodeploy.data import IGNORE, NEURITE, AnnotatedVolume, Augmentation
 from neurodeploy.morphology import read_swc
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.simulate import (
@@ -62,6 +63,7 @@ from neurodeploy.training.trailmap import (
     halves,
     read_cubes,
     require_origins,
+    with_fewer_axons,
 )
 from neurodeploy_runtime import Histogram
 
@@ -73,14 +75,14 @@ _NEAR = Augmentation(
     scale_range=(0.85, 1.2),
     anisotropy=1.2,
     degrade_probability=0.5,
-    gain_range=(0.5, 1.3),
-    noise_range=(0.0, 0.5),
+    gain_range=(0.4, 1.3),
+    noise_range=(0.0, 0.7),
     shot_range=(0.0, 0.3),
     gamma_range=(0.9, 1.1),
     blur_probability=0.1,
-    haze_probability=0.15,
-    noise_jitter=1.25,
-    background_jitter=0.4,
+    haze_probability=0.25,
+    noise_jitter=1.4,
+    background_jitter=0.5,
 )
 
 
@@ -103,14 +105,20 @@ class Recipe:
         Optimiser steps on simulated volumes alone, and with the cubes.
     rehearsal_every
         Every how many-th simulated volume goes with the cubes.
+    sparse
+        How often each cube is shown with few of its axons.
+    sparse_share
+        Least and most share of its axons that are left then.
     """
 
     seed: int = 20261122
     light_sheet: int = 160
     confocal: int = 96
     simulated_steps: int = 2200
-    cube_steps: int = 300
-    rehearsal_every: int = 4
+    cube_steps: int = 600
+    rehearsal_every: int = 3
+    sparse: int = 2
+    sparse_share: tuple[float, float] = (0.03, 0.4)
     folds: int = 5
     batch: int = 4
     #: Of tiles, on every axis. From 0.5 to 0.125, average precision on simulated
@@ -240,11 +248,29 @@ def _fit(
     return last
 
 
+def sparse_cubes(
+    recipe: Recipe,
+    cubes: Sequence[AnnotatedVolume],
+    seen: dict[str, Answer],
+    number: int,
+) -> list[AnnotatedVolume]:
+    """Each cube that has axons, with few of them left, `recipe.sparse` times."""
+    rng = np.random.default_rng([recipe.seed, number])
+    low, high = np.log(recipe.sparse_share)
+    return [
+        with_fewer_axons(cube, seen[cube.name], float(np.exp(share)), rng)
+        for cube in cubes
+        if (cube.labels == NEURITE).any()
+        for share in rng.uniform(low, high, recipe.sparse)
+    ]
+
+
 def _fine_tuned(
     recipe: Recipe,
     run: Path,
     number: int,
     cubes: list[AnnotatedVolume],
+    seen: dict[str, Answer],
     rehearsal: list[AnnotatedVolume],
     held: Sequence[AnnotatedVolume],
     say: Callable[[object], None],
@@ -252,7 +278,8 @@ def _fine_tuned(
     """Train the second stage; its last checkpoint, and its answers on `held`."""
     out = run.parent
     settings = recipe.cube_settings(run, out / "simulated" / "last", number)
-    both = [*cubes, *map(as_in_its_brain, cubes), *rehearsal]
+    few = sparse_cubes(recipe, cubes, seen, number)
+    both = [*cubes, *map(as_in_its_brain, cubes), *few, *rehearsal]
     last = _fit(settings, both, [], say)
     network, checkpoint = load_checkpoint(last)
     config = checkpoint.network
@@ -305,8 +332,11 @@ def make(
     rehearsal = simulated_volumes(recipe, tracings, 1, recipe.rehearsal_every)
     say(f"{len(rehearsal)} of them beside the cubes")
     known = [c.labels != IGNORE for c in cubes]
+    # Where a network that has seen none of their labels sees axons.
+    network, checkpoint = load_checkpoint(out / "simulated" / "last")
+    seen = {c.name: predict(network, checkpoint.network, c.image) for c in cubes}
 
-    last, _ = _fine_tuned(recipe, out / "final", 0, cubes, rehearsal, [], say)
+    last, _ = _fine_tuned(recipe, out / "final", 0, cubes, seen, rehearsal, [], say)
     save_checkpoint(out / "latest", read_checkpoint(last), load_weights(last))
     say(f"the model is {out / 'latest'}, its threshold not yet measured")
 
@@ -315,7 +345,9 @@ def make(
     by_half = [np.zeros(c.image.shape, np.float32) for c in asked]
     for half, kept in enumerate(halves(cubes)):
         run = out / f"half-{half}"
-        _, answers = _fine_tuned(recipe, run, 1 + half, kept, rehearsal, asked, say)
+        _, answers = _fine_tuned(
+            recipe, run, 1 + half, kept, seen, rehearsal, asked, say
+        )
         for whole, cube, answer in zip(by_half, asked, answers, strict=True):
             mine = half_of(cube, half)
             whole[mine] = answer[mine]
@@ -341,7 +373,7 @@ def make(
         kept = [c for i, c in enumerate(cubes) if i not in held]
         out_of_it = [cubes[i] for i in held]
         _, answers = _fine_tuned(
-            recipe, run, 3 + number, kept, rehearsal, out_of_it, say
+            recipe, run, 3 + number, kept, seen, rehearsal, out_of_it, say
         )
         by_fold += answers
     figures["five_folds"] = dataclasses.asdict(_score(cubes, by_fold, known))

@@ -4,9 +4,9 @@ Friedmann et al., "Mapping mesoscale axonal projections in the mouse brain using
 convolutional network", PNAS 2020; github.com/AlbertPun/TRAILMAP, MIT licence.
 
 The cubes overlap: they are cut from one volume of about 100³ voxels, and cubes 4 and
-7 share 97 % of theirs, labels with them. :func:`folds` holds out whole cubes, as
-others have done, and lets a network see most of what it is measured on.
-:func:`halves` cuts the volume itself in two, so that no label is on both sides.
+7 share 97 % of theirs, labels with them. :func:`folds` holds out whole cubes, and lets
+a network see 83 to 98 % of the labels that it is measured on. :func:`halves` cuts the
+volume itself in two, so that no label is on both sides.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ ORIGINS = {
     "volume-8": (1, 48, -31),
     "volume-9": (5, 0, -1),
 }
+
+#: Standard deviation, in voxels, of the blur that tells background from its texture.
+_SMOOTH = 5.0
 
 #: The halves meet at this y of the common volume, its longest axis.
 _MIDDLE = 45
@@ -91,6 +94,53 @@ def as_in_its_brain(cube: AnnotatedVolume) -> AnnotatedVolume:
     background = Histogram(cube.image.dtype)
     background.add(cube.image[cube.labels == 0])
     return replace(cube, measured=background.freeze("background-asinh"))
+
+
+def with_fewer_axons(
+    cube: AnnotatedVolume,
+    probability: NDArray[np.float32],
+    share: float,
+    rng: np.random.Generator,
+) -> AnnotatedVolume:
+    """The cube as it might be in a part of the brain with few axons.
+
+    Axons stay in a ball that holds `share` of the labelled ones; the others are
+    replaced by the cube's own background: its smooth part, interpolated, and its
+    texture, moved there from elsewhere in the cube.
+
+    Parameters
+    ----------
+    probability
+        float32 of the cube's shape: where a network sees axons. What is above 0.2
+        goes, too, labelled or not.
+    """
+    from scipy import ndimage
+
+    axon = cube.labels == 1
+    near = ndimage.binary_dilation((probability > 0.2) | axon, iterations=2)
+    marked = np.argwhere(axon)
+    if not len(marked) or near.all():
+        raise DataError(f"{cube.name} has no axon to keep, or no background to copy")
+    centre = marked[int(rng.integers(len(marked)))]
+    grid = np.indices(axon.shape) - centre[:, None, None, None]
+    away = (grid**2).sum(axis=0)
+    gone = near & (away > np.quantile(away[axon], share))
+    calm = (~near).astype(np.float32)
+    weight = ndimage.gaussian_filter(calm, _SMOOTH)
+    base = ndimage.gaussian_filter(cube.image * calm, _SMOOTH)
+    base /= np.maximum(weight, 1e-6)
+    texture = cube.image - base
+    image, left = cube.image.astype(np.float32), gone.copy()
+    while left.any():
+        shift = tuple(rng.integers(0, axon.shape))
+        taken = left & ~np.roll(near, shift, (0, 1, 2))
+        image[taken] = (base + np.roll(texture, shift, (0, 1, 2)))[taken]
+        left &= ~taken
+    return replace(
+        cube,
+        image=np.clip(np.rint(image), 0, 65535).astype(np.uint16),
+        labels=np.where(gone & axon, 0, cube.labels).astype(np.uint8),
+    )
 
 
 def folds(count: int, number: int) -> Iterator[list[int]]:
