@@ -30,7 +30,7 @@ from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._cuda_driver import Gpu, gpus
 
 if TYPE_CHECKING:
-    from neurodeploy_export._export import Progress
+    from neurodeploy_export._progress import Progress
 
 #: How long a build may go on after it was asked to stop, before it is killed.
 GRACE_S = 20.0

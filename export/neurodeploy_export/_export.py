@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurodeploy_export._build import BuildSettings
-
-#: Called with what is being done, and the share done where that is known.
-Progress = Callable[[str, float | None], None]
+    from neurodeploy_export._progress import Progress
 
 REPORT = "fp16_report.json"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from neurodeploy_export._export import Progress
+    from neurodeploy_export._progress import Progress
 
 
 @contextmanager

@@ -53,6 +53,7 @@ from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._report import Report, machine, out_of_range, versions
 from neurodeploy_runtime._rss import current_rss, machine_memory, peak_rss
 from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime._shares import chapters, undone, worker_shares
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._survey import survey
@@ -291,25 +292,6 @@ class SegmentRun:
 
     # -- the run ---------------------------------------------------------------
 
-    def _shares(self, regions: Sequence[Box], grain: Shape) -> list[Box]:
-        """The regions as far as this worker has them: whole layers of units."""
-        i, n = self._settings.worker
-        if n == 1:
-            return list(regions)
-        depth = self._roi.shape[0]
-        rows = -(-depth // grain[0])
-        if n > rows:
-            raise SettingsError(
-                f"{n} workers are too many: this output has {rows} layers of units, "
-                f"{grain[0]} planes each; use at most {rows}"
-            )
-        first = (i - 1) * rows // n * grain[0] + self._roi.start[0]
-        last = min(i * rows // n * grain[0], depth) + self._roi.start[0]
-        return [
-            Box((first, *region.start[1:]), (last, *region.stop[1:]))
-            for region in regions
-        ]
-
     def _stream_all(
         self,
         memory: MemoryPlan,
@@ -334,12 +316,12 @@ class SegmentRun:
             )
         self._stream_start = time.perf_counter()
         self._tell()
-        shares = self._shares(memory.regions, grain)
+        shares = worker_shares(memory.regions, self._roi, grain, settings.worker)
         for chapter in self._chapters(memory, grain):
             parts = [
                 part
                 for share in shares
-                for part in self._undone(share.intersect(chapter), grain, done)
+                for part in undone(share.intersect(chapter), self._roi, grain, done)
             ]
             if parts:
                 with self._readable(memory, parts) as source:
@@ -349,25 +331,6 @@ class SegmentRun:
                         # their buffers would live on beside those of the next region.
                         gc.collect()
         self._stream_s = time.perf_counter() - self._stream_start
-
-    def _undone(self, region: Box, grain: Shape, done: frozenset[Shape]) -> list[Box]:
-        """Runs of unit layers of a region in which something is left to do."""
-        z0 = self._roi.start[0]
-        inside = region.shift(tuple(-a for a in self._roi.start))  # type: ignore[arg-type]
-        parts: list[list[int]] = []
-        for z in range(inside.start[0], inside.stop[0], grain[0]):
-            top = min(z + grain[0], inside.stop[0])
-            layer = Box((z, *inside.start[1:]), (top, *inside.stop[1:]))
-            if all(unit.start in done for unit in layer.grid(grain)):
-                continue
-            if parts and parts[-1][1] == z:
-                parts[-1][1] = top
-            else:
-                parts.append([z, top])
-        return [
-            Box((a + z0, *region.start[1:]), (b + z0, *region.stop[1:]))
-            for a, b in parts
-        ]
 
     def _chapters(self, memory: MemoryPlan, grain: Shape) -> list[Box]:
         """Ranges of planes that are segmented one after the other.
@@ -380,13 +343,7 @@ class SegmentRun:
         plane = self._source.shape[1] * self._source.shape[2]
         plane *= self._source.dtype.itemsize
         free = shutil.disk_usage(self._paths.work).free * 4 // 5
-        planes = free // plane - 2 * self._plan.tile[0]
-        height = max(grain[0], planes // grain[0] * grain[0])
-        (z0, y0, x0), (z1, y1, x1) = self._roi.start, self._roi.stop
-        return [
-            Box((z, y0, x0), (min(z + height, z1), y1, x1))
-            for z in range(z0, z1, height)
-        ]
+        return chapters(self._roi, grain, free // plane - 2 * self._plan.tile[0])
 
     def _readable(
         self, memory: MemoryPlan, parts: Sequence[Box]
