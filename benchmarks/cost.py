@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from neurodeploy.training import (
     predict,
     train,
 )
-from neurodeploy.training.default import _simulated
+from neurodeploy.training.default import Recipe, simulated_volumes
 from neurodeploy.training.trailmap import read_cubes
 
 DEFAULT = NetworkConfig()
@@ -80,12 +78,9 @@ def main():
     cubes = read_cubes(options.cubes)
     raw = score(cubes, [c.image.astype(np.float32) / 65535 for c in cubes])
     assert abs(raw.average_precision - RAW) < 1e-3, raw
-    jobs = [
-        (i, "confocal" if i % 3 == 0 else "light-sheet", None)
-        for i in range(options.volumes)
-    ]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        volumes = [v for v in pool.map(_simulated, jobs) if v is not None]
+    confocal = options.volumes // 3
+    recipe = Recipe(seed=1, light_sheet=options.volumes - confocal, confocal=confocal)
+    volumes = simulated_volumes(recipe, None)
     rows = []
     for name, config in NETWORKS.items():
         with tempfile.TemporaryDirectory() as folder:

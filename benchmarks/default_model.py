@@ -1,103 +1,239 @@
-"""The default model on cubes that it never saw, as they are and made worse.
+"""The default model on what it never saw, and on its own cubes made worse.
 
-    python benchmarks/default_model.py RUN CUBES
+    python benchmarks/default_model.py RUN CUBES [--image FILE --tracing SWC]
 
 RUN is the folder of `python -m neurodeploy.training.default`, CUBES TRAILMAP's
-training folder. Each cube is answered by the fold that did not train on it. The
-worse cubes have half the signal, twice the background with its shot noise, and nine
-tenths of the axon voxels replaced by background. Raw intensity and a white top-hat
-are scored beside the network, on the same voxels. The answer is checked: the cubes
-as they are must give the figures that the run itself wrote.
+training folder. Every labelled voxel of the cubes is answered by the network of the
+half that it is not in. Asked of them:
+
+- the cubes as they are, normalised by themselves and as their brain would be (by
+  their labelled background: an oracle, which no user has);
+- dimmed: half the signal, twice the background and its shot noise;
+- sparse: nine tenths of the axons replaced by the cube's own texture, then dimmed.
+
+Simulated volumes, of seeds that no training drew, are asked of the model that ships,
+at five densities and strengths; so is, where given, an image with its tracing. Raw
+intensity and a top-hat are scored beside it on the same voxels. Every Dice is given
+twice, the best one and that at the model's own threshold. The answer is checked: the
+halves must give what the run itself wrote.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from _results import save, stamp, table
 from scipy import ndimage
 
-from neurodeploy.data import IGNORE
+from neurodeploy.data import IGNORE, AnnotatedVolume
+from neurodeploy.evaluation import BASELINES, draw_line
+from neurodeploy.morphology import read_swc
+from neurodeploy.simulate import LIGHT_SHEET, SimulationSettings, simulate_volume
 from neurodeploy.training import load_checkpoint, pooled_score, predict
-from neurodeploy.training.trailmap import folds, read_cubes
-from neurodeploy_runtime._normalise import Histogram
+from neurodeploy.training.trailmap import (
+    as_in_its_brain,
+    half_of,
+    read_cubes,
+    with_fewer_axons,
+)
+from neurodeploy_runtime import Box, Normalisation, open_volume
+
+#: Simulated volumes: share of voxels on neurites, and their peak above the
+#: background in units of its noise.
+SIMULATED = {
+    "simulated, 2.5 %, dim": ((0.015, 0.035), (6, 15)),
+    "simulated, 2.5 %, bright": ((0.015, 0.035), (20, 50)),
+    "simulated, 0.3 %, dim": ((0.001, 0.005), (6, 15)),
+    "simulated, 0.3 %, bright": ((0.001, 0.005), (20, 50)),
+    "simulated, any": (LIGHT_SHEET.neurite_share, LIGHT_SHEET.contrast),
+}
+METHODS = ("raw intensity", "white top-hat, σ 6")
+HEAD = ["asked of", "axon", "AP", "best Dice", "at", "Dice", "raw", "top-hat"]
+
+Ask = Callable[..., np.ndarray]
 
 
-def normalisation(image):
-    histogram = Histogram(image.dtype)
-    histogram.add(image)
-    return histogram.freeze("background-asinh")
+@dataclass(frozen=True)
+class Item:
+    """One image, what is true of it, and where that is known."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    known: np.ndarray
+    volume: AnnotatedVolume
 
 
-def worse(image, labels, probability, rng):
-    """Half the signal, twice the background, a tenth of the axons; new labels."""
-    constants = normalisation(image)
-    b, n = constants.background, constants.noise
-    axon = ndimage.binary_dilation((probability > 0.2) | (labels == 1), iterations=3)
-    # Axons stay in one compact part of the cube that holds a tenth of them.
-    corner = np.array([rng.integers(0, 64), rng.integers(0, 64), rng.integers(0, 64)])
-    grid = np.indices(image.shape) - corner[:, None, None, None]
-    distance = np.sqrt((grid**2).sum(axis=0))
-    radius = np.quantile(distance[(labels == 1)], 0.1)
-    gone = axon & (distance > radius)
-    calm = image[~axon]
-    # Background texture of the cube itself: smoothed as much as it is correlated.
-    filled = rng.choice(calm, image.shape).astype(np.float32)
-    spread = filled.std()
-    filled = ndimage.gaussian_filter(filled - filled.mean(), 0.7)
-    filled = filled / filled.std() * spread + calm.mean()
-    v = np.where(gone, filled, image.astype(np.float32))
-    v = b + 0.5 * (v - b) + b + rng.normal(0, n, v.shape)
-    labels = np.where(gone & (labels == 1), 0, labels).astype(np.uint8)
-    return np.clip(np.rint(v), 0, 65535).astype(np.uint16), labels
+def of(volume: AnnotatedVolume) -> Item:
+    return Item(volume.image, volume.labels == 1, volume.labels != IGNORE, volume)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def dimmed(cube: AnnotatedVolume, rng: np.random.Generator) -> AnnotatedVolume:
+    """Half of what rises over the background, twice the background."""
+    image = cube.image.astype(np.float32)
+    base = ndimage.gaussian_filter(
+        ndimage.minimum_filter(ndimage.gaussian_filter(image, 1), 9), 4
+    )
+    # Noise of twice the background, less half of that which is in the image.
+    noise = as_in_its_brain(cube).normalisation.noise * np.sqrt(2 - 0.25)
+    image = 2 * base + 0.5 * (image - base) + rng.normal(0, noise, image.shape)
+    levels = np.clip(np.rint(image), 0, 65535).astype(np.uint16)
+    return replace(cube, image=levels)
+
+
+def simulated(name: str) -> list[Item]:
+    share, contrast = SIMULATED[name]
+    look = replace(LIGHT_SHEET, neurite_share=share, contrast=contrast)
+    items = []
+    for seed in range(9000, 9008):
+        volume = simulate_volume(SimulationSettings((64, 96, 96), look), seed)
+        known = ~(volume.ignore & (volume.truth == 0))
+        labels = np.where(known, volume.truth > 0, IGNORE).astype(np.uint8)
+        items.append(of(AnnotatedVolume(volume.image, labels, f"{name} {seed}")))
+    return items
+
+
+def dice(said: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (said & truth).sum() / max(said.sum() + truth.sum(), 1))
+
+
+def figures(
+    items: Sequence[Item], answers: Sequence[np.ndarray], threshold: float
+) -> dict:
+    """The model's and the filters' figures over the items' known voxels, pooled."""
+    truth = np.concatenate([i.truth[i.known] for i in items])
+    said = np.concatenate([a[i.known] for a, i in zip(answers, items, strict=True)])
+    score = pooled_score(said, truth)
+    found = {
+        "voxels": int(truth.size),
+        "axon_share": float(truth.mean()),
+        "average_precision": score.average_precision,
+        "best_dice": score.dice,
+        "best_threshold": score.threshold,
+        "dice": dice(said >= threshold, truth),
+    }
+    for name in METHODS:
+        flat = np.concatenate([BASELINES[name](i.image)[i.known] for i in items])
+        other = pooled_score(flat, truth)
+        found[name] = {
+            "average_precision": other.average_precision,
+            "best_dice": other.dice,
+        }
+    return found
+
+
+def row(name: str, found: dict) -> list[str]:
+    raw, hat = (found[method] for method in METHODS)
+    return [
+        name,
+        f"{found['axon_share']:.1%}",
+        f"{found['average_precision']:.3f}",
+        f"{found['best_dice']:.3f}",
+        f"{found['best_threshold']:.2f}",
+        f"{found['dice']:.3f}",
+        f"{raw['average_precision']:.2f} / {raw['best_dice']:.2f}",
+        f"{hat['average_precision']:.2f} / {hat['best_dice']:.2f}",
+    ]
+
+
+def traced(ask: Ask, image: Path, tracing: Path, threshold: float) -> dict[str, float]:
+    """Shares of a tracing near the mask, and of the mask near the tracing."""
+    with open_volume(image) as source:
+        voxels = source.read(Box.whole(source.shape))
+    mask = ask(voxels) >= threshold
+    points, _, _ = read_swc(tracing).samples(0.5)
+    line = draw_line(points, mask.shape)
+    to_mask = ndimage.distance_transform_edt(~mask)
+    to_line = ndimage.distance_transform_edt(~line)
+    return {
+        "line_within_3": float((to_mask[line] <= 3).mean()),
+        "mask_within_3": float((to_line[mask] <= 3).mean()),
+        "mask_within_8": float((to_line[mask] <= 8).mean()),
+    }
+
+
+def asker(folder: Path) -> tuple[Ask, float]:
+    """A checkpoint as a function of an image, and its threshold."""
+    network, checkpoint = load_checkpoint(folder)
+
+    def ask(image: np.ndarray, normalisation: Normalisation | None = None):
+        return predict(
+            network,
+            checkpoint.network,
+            image,
+            normalisation,
+            overlap=checkpoint.overlap[0],
+        )
+
+    return ask, checkpoint.threshold
+
+
+def by_halves(asks: Sequence[Ask], cubes: Sequence[AnnotatedVolume]) -> list:
+    """Every voxel of the cubes, answered by the network of the half it is not in."""
+    answers = []
+    for cube in cubes:
+        one, two = (ask(cube.image, cube.normalisation) for ask in asks)
+        answers.append(np.where(half_of(cube, 0), one, two))
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("cubes", type=Path)
+    parser.add_argument("--image", type=Path, help="an image of Gold166")
+    parser.add_argument("--tracing", type=Path, help="its SWC, in voxels")
     options = parser.parse_args()
+    started = stamp()
+    ask, threshold = asker(options.run / "latest")
+    halves = [asker(options.run / f"half-{half}" / "last")[0] for half in (0, 1)]
     cubes = read_cubes(options.cubes)
     rng = np.random.default_rng(0)
-    names = ("as they are", "worse")
-    pools = {(n, m): [] for n in names for m in ("network", "raw", "top-hat")}
-    truths = {n: [] for n in names}
-    figures = json.loads((options.run / "figures.json").read_text())
-    threshold = figures["held_out_cubes"]["threshold"]
-    count = json.loads((options.run / "recipe.json").read_text())["folds"]
-    for number, held in enumerate(folds(len(cubes), count)):
-        network, checkpoint = load_checkpoint(options.run / f"fold-{number}" / "last")
-        for index in held:
-            cube = cubes[index]
-            first = predict(network, checkpoint.network, cube.image)
-            bad, bad_labels = worse(cube.image, cube.labels, first, rng)
-            second = predict(network, checkpoint.network, bad)
-            for name, image, labels, answer in (
-                ("as they are", cube.image, cube.labels, first),
-                ("worse", bad, bad_labels, second),
-            ):
-                known = labels != IGNORE
-                x = normalisation(image).apply(image)
-                hat = x - ndimage.grey_opening(x, (9, 9, 9))
-                pools[name, "network"].append(answer[known])
-                pools[name, "raw"].append(x[known])
-                pools[name, "top-hat"].append(hat[known])
-                truths[name].append(labels[known] == 1)
-    for name in names:
-        truth = np.concatenate(truths[name])
-        print(f"{name}: {truth.size} labelled voxels, {truth.mean():.3%} axon")
-        for method in ("network", "raw", "top-hat"):
-            answer = np.concatenate(pools[name, method])
-            score = pooled_score(answer, truth)
-            text = f"AP {score.average_precision:.4f}, best Dice {score.dice:.4f}"
-            if method == "network":
-                said = answer >= threshold
-                dice = 2 * (said & truth).sum() / (said.sum() + truth.sum())
-                text += f" at {score.threshold:.3f}, {dice:.4f} at {threshold:.3f}"
-                if name == "as they are":
-                    expected = figures["held_out_cubes"]["average_precision"]
-                    assert abs(score.average_precision - expected) < 1e-3, expected
-            print(f"  {method:8s} {text}")
+    asis = by_halves(halves, cubes)
+    few = [with_fewer_axons(c, a, 0.1, rng) for c, a in zip(cubes, asis, strict=True)]
+    sets = {
+        "cubes, normalised by themselves": cubes,
+        "cubes, as in their brain": [as_in_its_brain(c) for c in cubes],
+        "cubes, dimmed": [dimmed(c, rng) for c in cubes],
+        "cubes, sparse": few,
+        "cubes, sparse and dimmed": [dimmed(c, rng) for c in few],
+    }
+    found = {}
+
+    def note(name: str, items: list[Item], answers: list[np.ndarray]) -> None:
+        found[name] = figures(items, answers, threshold)
+        print(*row(name, found[name]), sep=" | ", flush=True)
+
+    for name, volumes in sets.items():
+        answers = asis if volumes is cubes else by_halves(halves, volumes)
+        note(name, [of(v) for v in volumes], answers)
+    for name in SIMULATED:
+        items = simulated(name)
+        note(name, items, [ask(i.image) for i in items])
+    written = json.loads((options.run / "figures.json").read_text("utf-8"))
+    expected = written["held_out_halves"]["average_precision"]
+    here = found["cubes, normalised by themselves"]["average_precision"]
+    assert abs(here - expected) < 2e-3, (here, expected)
+    values = {"threshold": threshold, "figures": found}
+    grid = table(HEAD, [row(name, values) for name, values in found.items()])
+    text = (
+        f"**The default model on what it never saw** (the model's threshold is "
+        f"{threshold:.2f}; Dice at it, and the best one)\n\n{grid}"
+    )
+    if options.image is not None:
+        near = traced(ask, options.image, options.tracing, threshold)
+        values["traced"] = {"image": options.image.name, **near}
+        text += (
+            f"\n\n{options.image.stem}: {near['line_within_3']:.2f} of the tracing "
+            f"within 3 voxels of the mask; {near['mask_within_3']:.2f} and "
+            f"{near['mask_within_8']:.2f} of the mask within 3 and 8 of the tracing."
+        )
+    save("default_model", {**values, "summary": text}, started)
+    print(text)
 
 
 if __name__ == "__main__":
