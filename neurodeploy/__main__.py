@@ -1,5 +1,6 @@
 """`python -m neurodeploy`, and what the `neurodeploy` command calls."""
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -11,7 +12,12 @@ def run() -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("neurodeploy: stopped\n")
         sys.exit(130)
-    main()
+    try:
+        main()
+    finally:
+        # What was asked for is done or refused: from here on Ctrl-C ends the process
+        # without a word, instead of an exception in whatever is being torn down.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -213,11 +213,13 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     graph = probed.graph
+    del graph.node[:]
     names: list[str] = []
     parts: list[str] = []
     one = helper.make_tensor(f"{_RANGES}!shape", TensorProto.INT64, [1], [1])
     graph.initializer.append(one)
     for node in model.graph.node:
+        graph.node.append(node)
         if not node.output or types.get(node.output[0]) != _F32:
             continue
         if node.name.endswith(("!to32", "!to16")):
@@ -226,8 +228,9 @@ def _with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
         names.append(node.name)
         stem = f"{_RANGES}!{i}"
         value = node.output[0]
-        # Reductions only, so that no copy of the value is made. Max and Min drop NaN
-        # on some kernels; a sum less itself is NaN where any value is not finite.
+        # Reductions only, so that no copy of the value is made, and right behind it,
+        # so that it need not be kept. Max and Min drop NaN on some kernels; a sum less
+        # itself is NaN where any value is not finite.
         for op, inputs, output in (
             ("ReduceMax", [value], f"{stem}!max"),
             ("ReduceMin", [value], f"{stem}!min"),
@@ -266,6 +269,8 @@ def _session(model: onnx.ModelProto, folder: Path, *, optimise: bool) -> Iterato
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimise:
+        # Nodes run in the graph's order: what is behind a value frees it.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.graph_optimization_level = (
             onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         )

@@ -1,5 +1,6 @@
 """The frame of the command line."""
 
+import signal
 import subprocess
 import sys
 
@@ -52,3 +53,30 @@ def test_ctrl_c_while_it_loads_is_no_traceback() -> None:
     )
     assert done.stderr == "neurodeploy: stopped\n"
     assert done.returncode == 130
+
+
+def test_ctrl_c_while_it_ends_is_no_traceback() -> None:
+    code = (
+        "import atexit, sys, time\n"
+        "def slow():\n"
+        "    print('ending', flush=True)\n"
+        "    time.sleep(60)\n"
+        "atexit.register(slow)\n"
+        "sys.argv = ['neurodeploy', '--help']\n"
+        "from neurodeploy.__main__ import run\n"
+        "run()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "ending\n":
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert errors == ""
+    assert process.returncode == -signal.SIGINT

@@ -3,9 +3,14 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
+from neurodeploy_runtime import Bundle, Normalisation, NumpyEngine
+from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
 from neurodeploy_runtime.live._priority import NICENESS, step_back
 
 pytestmark = pytest.mark.skipif(
@@ -36,3 +41,26 @@ def test_a_thread_and_those_it_starts_step_back_and_no_other() -> None:
     thread.join()
     assert found == [min(19, before + NICENESS)] * 2
     assert niceness() == before
+
+
+def test_the_engine_of_a_live_segmenter_gives_way_to_who_pushes(
+    make_identity_bundle: Callable[..., Bundle],
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    found: set[int] = set()
+
+    class Noting(NumpyEngine):
+        def infer(self, batch: Any, out: Any) -> None:
+            found.add(niceness())
+            super().infer(batch, out)
+
+    before = niceness()
+    settings = LiveSettings(normalisation=Normalisation("unit", 0.0, 255.0))
+    with LiveSegmenter(
+        bundle, (20, 24), "uint8", settings, engines=[Noting(bundle)]
+    ) as live:
+        live.push(np.zeros((16, 20, 24), np.uint8))
+        live.finish()
+        assert len(list(live.planes())) == 16
+        assert niceness() == before
+    assert found == {min(19, before + NICENESS)}
