@@ -31,7 +31,7 @@ def ingest(**options: Any) -> None:
     For an INPUT that is read more than once. OUTPUT ends in .zarr; voxels, type and
     voxel size stay as they are.
     """
-    from neurodeploy_runtime._ingest import ingest as run
+    from neurodeploy_runtime import ingest as run
 
     quiet: bool = options.pop("quiet")
     path: str = options.pop("input")

@@ -33,7 +33,7 @@ def reproduce(
     differ although the same engine ran.
     """
     from neurodeploy_runtime import EngineSettings, RunError, load_bundle
-    from neurodeploy_runtime._reproduce import reproduce as run_again
+    from neurodeploy_runtime import reproduce as run_again
 
     engine = engine_settings(options)
     result = run_again(

@@ -34,10 +34,12 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._ingest import IngestReport, ingest
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._progress import Progress
 from neurodeploy_runtime._report import Report
+from neurodeploy_runtime._reproduce import Reproduction, reproduce
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._skip import SkipSettings
@@ -72,6 +74,7 @@ __all__ = [
     "EngineSettings",
     "Golden",
     "Histogram",
+    "IngestReport",
     "InputError",
     "LiveSegmenter",
     "LiveSettings",
@@ -85,6 +88,7 @@ __all__ = [
     "Progress",
     "ReadError",
     "Report",
+    "Reproduction",
     "RequestError",
     "ResumeError",
     "RunError",
@@ -101,7 +105,9 @@ __all__ = [
     "choose_engine",
     "create_sink",
     "default_bundle_path",
+    "ingest",
     "load_bundle",
     "open_engine",
     "open_volume",
+    "reproduce",
 ]

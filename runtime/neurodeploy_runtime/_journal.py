@@ -5,6 +5,7 @@ Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy``::
     plan.json            what is being made: identity of input, model, settings
     data.tif | …         the output so far
     done-I.log           one line per durable unit, by worker I
+    failed-I.log         one line per unit that the disk refused, and why
     worker-I.lock        who works as I: host, process, heartbeat
 
 A unit is written and flushed first and recorded after; done means recorded and present
@@ -144,6 +145,16 @@ class Journal:
                 f"cannot record in {self.folder}: {error}; make room and run the same "
                 "command again to continue"
             ) from error
+
+    def record_failure(self, unit: Box, reason: str) -> None:
+        """Note that a unit could not be written; for people to read."""
+        path = self.folder / f"failed-{self._worker}.log"
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {unit} {reason}\n"
+        try:
+            with path.open("a", encoding="utf-8") as out:
+                out.write(line)
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error}") from error
 
     # -- one process per worker ------------------------------------------------
 

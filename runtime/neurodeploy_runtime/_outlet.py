@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._clock import Clock
-from neurodeploy_runtime._errors import CancelledError
+from neurodeploy_runtime._errors import CancelledError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._journal import Journal, checksum
+from neurodeploy_runtime._patience import is_passing, patiently
 from neurodeploy_runtime._projections import Projections
 from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.volumes import Sink
@@ -96,6 +98,9 @@ class UnitOutlet:
         What lies outside it is background.
     written
         Called with each unit (in output coordinates) when it is recorded.
+    failed
+        Called instead with a unit that the disk refused again and again, for a reason
+        that may pass; the others go on. None: it ends the run.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class UnitOutlet:
         journal: Journal | None,
         projections: Projections,
         written: Callable[[Box], None],
+        failed: Callable[[Box, WriteError], None] | None = None,
         skip: frozenset[Shape] = frozenset(),
         seam: Sink | None = None,
         tissue: TissueMask | None = None,
@@ -122,6 +128,8 @@ class UnitOutlet:
         self._journal = journal
         self._projections = projections
         self._written = written
+        self._failed = failed
+        self._stop = threading.Event()
         self._skip = skip
         self._clock = clock
         self._grain = outputs[0].sink.grain
@@ -194,6 +202,7 @@ class UnitOutlet:
 
     def abort(self, error: BaseException) -> None:
         """Stop writing; a unit on its way to the disk is completed."""
+        self._stop.set()
         self._free.fail(error)
         self._full.fail(error)
 
@@ -216,25 +225,36 @@ class UnitOutlet:
         for unit in slab.box.grid(self._grain):
             if unit.start in self._skip:
                 continue
-            inside = unit.shift(
-                (-slab.box.start[0], -slab.box.start[1], -slab.box.start[2])
-            ).slices
-            sums: list[int] = []
-            foreground = 0
-            for output, part in zip(self._outputs, slab.parts, strict=True):
-                voxels: NDArray[Any] = part[inside]
-                positive = int(np.count_nonzero(voxels))
-                if not sums:
-                    foreground = positive
-                # A background unit of a chunked store is a record without a shard.
-                if positive or not output.sink.sparse:
-                    output.sink.write(unit, np.ascontiguousarray(voxels))
-                sums.append(checksum(voxels))
-            if self._seam is not None and slab.seam is not None:
-                self._write_seam(self._seam, unit, slab)
+            try:
+                sums, foreground = self._write_unit(unit, slab)
+            except WriteError as error:
+                if self._failed is None or not is_passing(error):
+                    raise
+                self._failed(unit, error)
+                continue
             if self._journal is not None:
-                self._journal.record(unit, tuple(sums), foreground)
+                self._journal.record(unit, sums, foreground)
             self._written(unit)
+
+    def _write_unit(self, unit: Box, slab: _Slab) -> tuple[tuple[int, ...], int]:
+        """Make a unit of every output durable; checksums, and voxels of foreground."""
+        z, y, x = slab.box.start
+        inside = unit.shift((-z, -y, -x)).slices
+        sums: list[int] = []
+        foreground = 0
+        for output, part in zip(self._outputs, slab.parts, strict=True):
+            voxels: NDArray[Any] = np.ascontiguousarray(part[inside])
+            positive = int(np.count_nonzero(voxels))
+            if not sums:
+                foreground = positive
+            # A background unit of a chunked store is a record without a shard.
+            if positive or not output.sink.sparse:
+                patiently(partial(output.sink.write, unit, voxels), self._stop)
+            sums.append(checksum(voxels))
+        if self._seam is not None and slab.seam is not None:
+            seam = partial(self._write_seam, self._seam, unit, slab)
+            patiently(seam, self._stop)
+        return tuple(sums), foreground
 
     def _write_seam(self, sink: Sink, unit: Box, slab: _Slab) -> None:
         (z0, y0, x0), (z1, y1, x1) = (

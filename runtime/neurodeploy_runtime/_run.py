@@ -26,6 +26,7 @@ from neurodeploy_runtime._errors import (
     ResumeError,
     RunError,
     SettingsError,
+    WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._interrupt import interrupt_sets
@@ -66,6 +67,9 @@ from neurodeploy_runtime.volumes import (
     sink_kind,
 )
 from neurodeploy_runtime.volumes._scratch import ScratchSource
+
+#: So many units that cannot be written are no moment of the disk's.
+MOST_FAILED = 16
 
 #: Chunks that would be decoded this often, on average, go through a scratch file.
 TWICE = 1.5
@@ -112,6 +116,7 @@ class SegmentRun:
         self._resumed_voxels = 0
         self._tiles_run = 0
         self._warnings: list[str] = []
+        self._failed: list[str] = []
         self._saved = 0.0
         self._start = time.perf_counter()
         self._skip: BackgroundSkip | None = None
@@ -331,6 +336,13 @@ class SegmentRun:
                         # their buffers would live on beside those of the next region.
                         gc.collect()
         self._stream_s = time.perf_counter() - self._stream_start
+        if self._failed:
+            units = "1 unit" if len(self._failed) == 1 else f"{len(self._failed)} units"
+            raise WriteError(
+                f"{units} could not be written, all others are done "
+                f"({self._failed[0]}): run the same command again to write those; "
+                f"{self._journal.folder} lists them in failed-*.log"
+            )
 
     def _chapters(self, memory: MemoryPlan, grain: Shape) -> list[Box]:
         """Ranges of planes that are segmented one after the other.
@@ -385,6 +397,7 @@ class SegmentRun:
             journal=self._journal,
             projections=result,
             written=self._written,
+            failed=self._set_aside,
             skip=done,
             seam=outputs.seam,
             tissue=self._tissue,
@@ -445,6 +458,16 @@ class SegmentRun:
             self._saved = now
             self._save_pictures()
         self._tell()
+
+    def _set_aside(self, unit: Box, error: WriteError) -> None:
+        """Go on without a unit; but where hardly any can be written, give up."""
+        self._journal.record_failure(unit, str(error))
+        self._failed.append(str(error))
+        if len(self._failed) >= MOST_FAILED:
+            raise WriteError(
+                f"{len(self._failed)} units could not be written ({error}): see to the "
+                "disk, then run the same command again"
+            )
 
     def _save_pictures(self) -> None:
         image, result = self._pictures

@@ -9,7 +9,7 @@ import tifffile
 from click.testing import CliRunner
 
 from neurodeploy.cli._main import cli, main
-from neurodeploy_runtime import _ingest
+from neurodeploy_runtime import _ingest, ingest
 from neurodeploy_runtime._errors import (
     MemoryCapError,
     OutputError,
@@ -17,7 +17,6 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._ingest import ingest
 from neurodeploy_runtime.volumes import ArraySource, open_volume
 from neurodeploy_runtime.volumes._sink_pyramid import pool
 

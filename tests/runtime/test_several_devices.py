@@ -19,8 +19,8 @@ from neurodeploy_runtime import (
     SegmentSettings,
     SettingsError,
     open_volume,
+    reproduce,
 )
-from neurodeploy_runtime._reproduce import reproduce
 from neurodeploy_runtime.engines import (
     Choice,
     Engine,

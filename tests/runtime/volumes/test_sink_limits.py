@@ -31,7 +31,7 @@ with create_sink(Path(sys.argv[1]), sys.argv[2], noise.shape, "uint8", (1, 1, 1)
 PEAK = """
 import re, sys
 from pathlib import Path
-from neurodeploy_runtime._ingest import ingest
+from neurodeploy_runtime import ingest
 from neurodeploy_runtime._rss import current_rss
 from neurodeploy_runtime.volumes import open_volume
 import tensorstore, tifffile

@@ -1,0 +1,157 @@
+"""A disk that refuses for a moment, for one unit, or for good."""
+
+import errno
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Box,
+    Bundle,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    WriteError,
+)
+from neurodeploy_runtime import _outlet as outlet_module
+from neurodeploy_runtime._patience import is_passing, patiently
+from neurodeploy_runtime.volumes import Sink
+from neurodeploy_runtime.volumes._sink_flat import FlatSink
+
+MakeBundle = Callable[..., Bundle]
+
+
+def refusal(number: int) -> WriteError:
+    error = WriteError("refused")
+    error.__cause__ = OSError(number, "as the system says it")
+    return error
+
+
+class Disk:
+    """Refuses the first `times` writes."""
+
+    def __init__(self, times: int, number: int = errno.EIO) -> None:
+        self.times, self.number, self.calls = times, number, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise refusal(self.number)
+
+
+def test_a_moment_passes() -> None:
+    disk = Disk(2)
+    patiently(disk, threading.Event(), (0, 0, 0))
+    assert disk.calls == 3
+
+
+def test_patience_ends() -> None:
+    disk = Disk(9)
+    with pytest.raises(WriteError):
+        patiently(disk, threading.Event(), (0, 0, 0))
+    assert disk.calls == 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_no_room_does_not_pass(number: int) -> None:
+    disk = Disk(1, number)
+    with pytest.raises(WriteError):
+        patiently(disk, threading.Event(), (60,))
+    assert disk.calls == 1
+
+
+def test_who_stops_does_not_wait() -> None:
+    disk, stop = Disk(1), threading.Event()
+    stop.set()
+    with pytest.raises(WriteError):
+        patiently(disk, stop, (60,))
+    assert disk.calls == 1
+
+
+def test_tensorstore_says_the_number_in_its_text() -> None:
+    for number, passes in ((errno.EIO, True), (errno.ENOSPC, False)):
+        error = WriteError("refused")
+        error.__cause__ = ValueError(f"Failed to write [OS error {number}: EX text]")
+        assert is_passing(error) is passes
+    assert not is_passing(WriteError("units are 64 voxels"))
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> dict[Box | None, int]:
+    """How often each unit is still to be refused; None: every unit, by default."""
+    left: dict[Box | None, int] = {}
+    real = FlatSink._write
+
+    def write(self: Sink, unit: Box, voxels: Any) -> None:
+        key = unit if unit in left else None
+        if left.get(key, 0) > 0:
+            left[key] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        real(self, unit, voxels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FlatSink, "_write", write)
+    quick = partial(patiently, pauses_s=(0, 0, 0))
+    monkeypatch.setattr(outlet_module, "patiently", quick)
+    return left
+
+
+def segmenter(bundle: Bundle) -> Segmenter:
+    settings = SegmentSettings(
+        output_kind="probability", normalisation=Normalisation("unit", 0, 255)
+    )
+    return Segmenter(bundle, settings, engines=[NumpyEngine(bundle)])
+
+
+def noise(depth: int) -> ArraySource:
+    rng = np.random.default_rng(depth)
+    return ArraySource(rng.integers(0, 256, (depth, 40, 50), np.uint8))
+
+
+SECOND = Box((64, 0, 0), (128, 40, 50))
+
+
+def test_one_unit_that_fails_for_a_moment_is_written_after_it(
+    make_identity_bundle: MakeBundle, tmp_path: Path, refused: dict[Any, int]
+) -> None:
+    refused[SECOND] = 3
+    source = noise(200)
+    segmenter(make_identity_bundle()).segment(source, tmp_path / "out.tif")
+    assert refused[SECOND] == 0
+    assert (tifffile.imread(tmp_path / "out.tif") == source._array).all()
+
+
+def test_one_unit_that_fails_for_good_does_not_hold_up_the_others(
+    make_identity_bundle: MakeBundle, tmp_path: Path, refused: dict[Any, int]
+) -> None:
+    refused[SECOND] = 4
+    bundle, source, output = make_identity_bundle(), noise(300), tmp_path / "out.tif"
+    with pytest.raises(WriteError, match=r"^1 unit could not be written, all others"):
+        segmenter(bundle).segment(source, output)
+    assert not output.exists()
+    work = tmp_path / "out.tif.neurodeploy"
+    assert str(SECOND) in (work / "failed-1.log").read_text()
+    assert len((work / "done-1.log").read_text().splitlines()) == 4
+    report = segmenter(bundle).segment(source, output)
+    assert report is not None
+    # The tiles of that unit alone were run again.
+    assert report.resumed_voxels == (300 - 64) * 40 * 50
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_a_disk_that_takes_nothing_ends_the_run(
+    make_identity_bundle: MakeBundle, tmp_path: Path, refused: dict[Any, int]
+) -> None:
+    refused[None] = 10_000
+    source = noise(64 * 20)
+    with pytest.raises(WriteError, match="see to the disk"):
+        segmenter(make_identity_bundle()).segment(source, tmp_path / "out.tif")
+    assert refused[None] >= 10_000 - 4 * 17
+    assert not (tmp_path / "out.tif").exists()
