@@ -112,7 +112,10 @@ def train(
     if resumed:
         rows = read_checkpoint(last).transfer
     optimiser = build_optimiser(network, settings, transferred=bool(rows))
-    average = RunningAverage(network, settings.ema)
+    tuned = settings.init != "scratch" and not _has_donor(settings)
+    average = RunningAverage(
+        network, settings.ema, tuned_for=max(3, settings.steps) if tuned else None
+    )
     if resumed:
         step = _restore(last, settings, network, optimiser, average)
         if is_checkpoint(best):

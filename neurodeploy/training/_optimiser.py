@@ -61,11 +61,16 @@ class RunningAverage:
     """An exponential moving average of a network's weights and statistics.
 
     The decay grows towards its final value, so that early averages are not those of
-    the first weights.
+    the first weights. Where these were trained before, `tuned_for` says for how many
+    steps they are now: they keep a share of the average then, as much as exp(-2) at
+    the end, and with it what the network knew (Wortsman et al., arXiv 2109.01903).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(
+        self, network: nn.Module, decay: float, *, tuned_for: int | None = None
+    ) -> None:
+        self.ramp = tuned_for is None
+        self.decay = decay if tuned_for is None else min(decay, 1 - 2 / tuned_for)
         self.tensors = {
             name: tensor.detach().clone()
             for name, tensor in network.state_dict().items()
@@ -74,7 +79,9 @@ class RunningAverage:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the network's weights, after `step` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay
+        if self.ramp:
+            decay = min(decay, (1 + step) / (10 + step))
         for name, tensor in network.state_dict().items():
             mean = self.tensors[name]
             if tensor.is_floating_point():

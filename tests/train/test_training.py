@@ -22,6 +22,7 @@ from neurodeploy.training import (
     train,
 )
 from neurodeploy.training import _loop as loop
+from neurodeploy.training._optimiser import RunningAverage
 from neurodeploy_runtime._errors import OutputError
 
 KILLED = """
@@ -206,3 +207,27 @@ def test_validation_never_takes_every_volume(volumes):
     assert len(training) == 1
     assert len(held) == 2
     assert split(volumes[:1], 0.5, seed=0) == (volumes[:1], [])
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.5])
+def test_the_average_of_a_tuned_network_keeps_a_share_of_what_it_was(decay):
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = RunningAverage(layer, decay, tuned_for=100)
+    torch.nn.init.ones_(layer.weight)
+    for step in range(100):
+        average.update(layer, step)
+    kept = 1 - float(average.tensors["weight"])
+    # However long the average is: no more than exp(-2) of the first weights is left.
+    assert kept == pytest.approx(min(decay, 0.98) ** 100, abs=1e-5)
+    assert kept < 0.14
+
+
+def test_the_average_of_a_new_network_forgets_its_first_weights():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = RunningAverage(layer, 0.999)
+    torch.nn.init.ones_(layer.weight)
+    for step in range(100):
+        average.update(layer, step)
+    assert float(average.tensors["weight"]) > 0.999
