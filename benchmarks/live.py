@@ -127,10 +127,22 @@ def overhead(bundle: Bundle) -> list[dict[str, Any]]:
     return rows
 
 
+def bare_copy_s(plane: np.ndarray) -> float:
+    """What copying the plane costs by itself, on a machine that does nothing else."""
+    ring = np.ones((16, *plane.shape), plane.dtype)
+    times = []
+    for i in range(64):
+        before = time.perf_counter()
+        np.copyto(ring[i % len(ring)], plane)
+        times.append(time.perf_counter() - before)
+    return float(np.median(times))
+
+
 def push(bundle: Bundle, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for side, rate in ((512, 100.0), (1024, 50.0), (2048, 20.0)):
         plane = plane_of(side)
+        bare_s = bare_copy_s(plane)
         # A tile in the time that keeps up with the rate, and no faster.
         tiles = len(range(0, side - 24, 72)) ** 2
         check = Check(plane)
@@ -154,6 +166,7 @@ def push(bundle: Bundle, seconds: float) -> list[dict[str, Any]]:
                 "side": side,
                 "rate_hz": rate,
                 "planes": n,
+                "bare_copy_s": bare_s,
                 "p50_s": float(np.median(pushes)),
                 "p95_s": float(np.quantile(pushes, 0.95)),
                 "p99_s": float(np.quantile(pushes, 0.99)),
@@ -320,6 +333,7 @@ def show(values: dict[str, Any]) -> None:
             (
                 r["side"],
                 f"{r['rate_hz']:g}/s",
+                f"{r['bare_copy_s'] * 1e3:.2f}",
                 f"{r['p50_s'] * 1e3:.2f}",
                 f"{r['p99_s'] * 1e3:.2f}",
                 f"{r['max_s'] * 1e3:.2f}",
@@ -328,7 +342,10 @@ def show(values: dict[str, Any]) -> None:
             )
             for r in values["push"]
         ]
-        head = ["plane", "rate", "p50 ms", "p99 ms", "max ms", "dropped", "delay p50"]
+        head = [
+            *("plane", "rate", "bare copy ms", "p50 ms", "p99 ms", "max ms"),
+            *("dropped", "delay p50"),
+        ]
         print(table(head, rows), "\n")
     if "path" in values:
         rows = [

@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 
-#: Of 19: enough that a thread which wakes up to push does not wait for one that cuts.
-NICENESS = 10
+#: The most there is: a thread that wakes up to push does not wait for one that cuts.
+NICENESS = 19
 
 
 def step_back() -> None:
