@@ -194,7 +194,9 @@ def main() -> None:
     cubes = read_cubes(options.cubes)
     rng = np.random.default_rng(0)
     asis = by_halves(halves, cubes)
-    few = [with_fewer_axons(c, a, 0.1, rng) for c, a in zip(cubes, asis, strict=True)]
+    # The same axons go, whatever network is measured.
+    first, _ = asker(options.run / "simulated" / "last")
+    few = [with_fewer_axons(c, first(c.image), 0.1, rng) for c in cubes]
     sets = {
         "cubes, normalised by themselves": cubes,
         "cubes, as in their brain": [as_in_its_brain(c) for c in cubes],
