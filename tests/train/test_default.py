@@ -1,0 +1,52 @@
+"""Parts of the recipe of the model that ships."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from neurodeploy.data import AnnotatedVolume
+from neurodeploy.training.default import Recipe, seen_ranges, sparse_cubes
+
+
+def volume(background: float, peak: float, seed: int = 0) -> AnnotatedVolume:
+    """A bar of this height over noise of 10 grey levels."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(background, 10, (24, 24, 24))
+    labels = np.zeros(image.shape, np.uint8)
+    labels[10:14, 4:20, 10:14] = 1
+    image[labels == 1] += peak
+    return AnnotatedVolume(image.astype(np.uint16), labels, f"bar {seed}")
+
+
+def test_a_few_odd_volumes_do_not_widen_what_was_seen() -> None:
+    usual = [volume(1000, 200 + i, seed=i) for i in range(40)]
+    odd = [volume(20_000, 40_000, seed=99)]
+    plain, told = seen_ranges(usual), seen_ranges(usual + odd)
+    for name, (low, high) in plain.items():
+        assert low < high
+        assert told[name][0] >= 0.95 * low
+        assert told[name][1] <= 1.05 * high
+    low, high = plain["bright_over_noise"]
+    assert 15 < low < high < 30
+    low, high = plain["background_over_noise"]
+    assert 85 < low < high < 115
+
+
+def test_sparse_cubes_are_the_same_for_the_same_number() -> None:
+    cubes = [volume(1000, 300, seed=i) for i in range(2)]
+    none = np.zeros(cubes[0].labels.shape, np.uint8)
+    cubes.append(replace(cubes[0], labels=none, name="empty"))
+    seen = {c.name: np.zeros(c.image.shape, np.float32) for c in cubes}
+    recipe = Recipe(sparse=3)
+    made = sparse_cubes(recipe, cubes, seen, 1)
+    # A cube without axons has none to leave.
+    assert [c.name for c in made] == ["bar 0"] * 3 + ["bar 1"] * 3
+    again = sparse_cubes(recipe, cubes, seen, 1)
+    other = sparse_cubes(recipe, cubes, seen, 2)
+    for one, two in zip(made, again, strict=True):
+        assert (one.image == two.image).all()
+    assert any((a.image != b.image).any() for a, b in zip(made, other, strict=True))
+    low, high = recipe.sparse_share
+    for one in made:
+        share = (one.labels == 1).sum() / 256
+        assert 0.5 * low <= share <= 1.3 * high
