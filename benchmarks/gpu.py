@@ -147,16 +147,17 @@ def eager(values: dict[str, Any]) -> None:
     def whole() -> None:
         image = tifffile.imread(values["input"])
         normal = Normalisation(**values["normalisation"]).apply(image)
-        result = sliding_window_inference(
-            torch.from_numpy(normal)[None, None],
-            tile,
-            values["batch"],
-            run,
-            overlap=OVERLAP,
-            mode="gaussian",
-            sw_device=device,
-            device="cpu",
-        )
+        with torch.inference_mode():
+            result = sliding_window_inference(
+                torch.from_numpy(normal)[None, None],
+                tile,
+                values["batch"],
+                run,
+                overlap=OVERLAP,
+                mode="gaussian",
+                sw_device=device,
+                device="cpu",
+            )
         mask = (result[0, 0].numpy() >= 0.5).astype(np.uint8) * np.uint8(255)
         tifffile.imwrite(values["output"], mask, photometric="minisblack")
 
