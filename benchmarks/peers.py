@@ -170,6 +170,11 @@ def torch_em(values: dict[str, Any]) -> Any:
     halo = round(tile * OVERLAP / 2)
 
     class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # Its first parameter tells it the device.
+            self.place = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
         def forward(self, voxels: Any) -> Any:
             return network(voxels)
 
