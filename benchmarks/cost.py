@@ -129,7 +129,14 @@ def main():
         row["tile_s"] = seconds[row["network"]]
     middle = seconds["default"]
     grid = table(
-        ["network", "kFLOP per voxel", "parameters, M", "time", "AP", "best Dice"],
+        [
+            "network",
+            "kFLOP per voxel",
+            "parameters, M",
+            "time in torch fp32",
+            "AP",
+            "best Dice",
+        ],
         [
             [
                 r["network"],
