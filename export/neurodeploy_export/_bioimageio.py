@@ -81,10 +81,6 @@ def _describe(
 
     spec = bundle.spec
     opset = _graph.load_skeleton(weights[0]).opset_import[0].version
-    halo = [
-        0 if t != w else int(w * o / 2)
-        for t, w, o in zip(spec.tile, spec.window, spec.overlap, strict=True)
-    ]
 
     def space(shape: tuple[int, int, int]) -> list[dict[str, Any]]:
         axes = []
@@ -100,11 +96,8 @@ def _describe(
         {"type": "batch", "id": "batch"},
         {"type": "channel", "id": "channel", "channel_names": ["image"]},
     ]
+    # No halo: bioimageio.core 0.11 pads a sample by it, and a tile has one size.
     outputs = space(spec.window)
-    for axis, border in zip(outputs, halo, strict=True):
-        if border:
-            axis["halo"] = border
-            axis["size"] = {"tensor_id": INPUT_NAME, "axis_id": axis["id"]}
     onnx_entry: dict[str, Any] = {
         "source": weights[0].name,
         "sha256": bundle.files[weights[0].name],
