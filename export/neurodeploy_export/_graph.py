@@ -160,7 +160,9 @@ def name_after_modules(model: onnx.ModelProto) -> None:
         )
         # The last scope is the call itself, the one before it the module.
         path = re.findall(r"'([^']*)'", scopes)[-2:-1]
-        base = "/".join([*(p for p in path if p), node.op_type])
+        # What the exporter itself made has a scope named after its own hook.
+        module = [p for p in path if p and not p.startswith("_")]
+        base = "/".join([*module, node.op_type])
         seen[base] += 1
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
         for i, output in enumerate(node.output):

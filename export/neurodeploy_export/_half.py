@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from neurodeploy_export import _graph
-from neurodeploy_export._errors import ExportError, PrecisionError
+from neurodeploy_export._errors import ExportError, ExportRequestError, PrecisionError
 from neurodeploy_export._settings import ExportSettings, Precision
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 
@@ -116,9 +116,12 @@ def islands(
             kept.append(Kept(node.name, node.op_type, reason))
     for pattern in settings.keep_fp32:
         if pattern not in matched:
-            raise ExportError(
-                f"--keep-fp32 {pattern!r} matches no node; names look like "
-                f"{', '.join(n.name for n in list(model.graph.node)[:3])}"
+            typical = [
+                n.name for n in model.graph.node if n.op_type in _graph.COMPUTE_OPS
+            ]
+            raise ExportRequestError(
+                f"--keep-fp32 {pattern!r} matches no node: names look like "
+                f"{', '.join(typical[:3])}"
             )
     return kept, saturating
 

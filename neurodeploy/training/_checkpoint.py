@@ -51,6 +51,8 @@ class Checkpoint:
         Share of the window that neighbouring tiles have in common, z, y, x.
     transfer
         What became of each parameter of the donor, as rows of plain values.
+    tuned
+        The run began from the weights of another checkpoint.
     training
         The effective settings.
     figures
@@ -65,6 +67,7 @@ class Checkpoint:
     normalisation: Kind = "background-asinh"
     voxel_size_um: tuple[float, float, float] | None = None
     transfer: list[dict[str, Any]] = field(default_factory=list)
+    tuned: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     validated_on: dict[str, Any] = field(default_factory=dict)

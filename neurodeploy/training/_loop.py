@@ -88,6 +88,9 @@ def train(
     torch.manual_seed(settings.seed)
     if resumed and _has_donor(settings):
         settings = replace(settings, network=read_checkpoint(last).network)
+    tuned = settings.init != "scratch" and not _has_donor(settings)
+    if resumed:  # whatever became of what it started from
+        tuned = read_checkpoint(last).tuned
     settings, network, rows = _start(settings, fresh=not resumed)
     samples = Samples(
         volumes,
@@ -112,7 +115,6 @@ def train(
     if resumed:
         rows = read_checkpoint(last).transfer
     optimiser = build_optimiser(network, settings, transferred=bool(rows))
-    tuned = settings.init != "scratch" and not _has_donor(settings)
     average = RunningAverage(
         network, settings.ema, tuned_for=max(3, settings.steps) if tuned else None
     )
@@ -146,6 +148,7 @@ def train(
             threshold=score.threshold if score else 0.5,
             voxel_size_um=settings.voxel_size_um,
             transfer=rows,
+            tuned=tuned,
             training=_portable(settings),
             figures=figures,
         )

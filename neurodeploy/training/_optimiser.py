@@ -62,8 +62,8 @@ class RunningAverage:
 
     The decay grows towards its final value, so that early averages are not those of
     the first weights. Where these were trained before, `tuned_for` says for how many
-    steps they are now: they keep a share of the average then, as much as exp(-2) at
-    the end, and with it what the network knew (Wortsman et al., arXiv 2109.01903).
+    steps they are now: they keep a share of the average then, at most exp(-2) at the
+    end, and with it what the network knew (Wortsman et al., arXiv 2109.01903).
     """
 
     def __init__(

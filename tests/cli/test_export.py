@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tifffile
 import torch
@@ -63,6 +64,8 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     assert "PyTorch to FP16" in said.out
     assert "measuring the range of every node" in said.err
     bundle = load_bundle(out)
+    names = [node.name for node in onnx.load(bundle.onnx("fp32")).graph.node]
+    assert not [name for name in names if name.startswith("_")]
     assert bundle.precisions == ("fp32", "fp16")
     assert (bundle.spec.max_batch, bundle.spec.threshold) == (3, 0.4)
     assert (tmp_path / "tiny.bundle.triton" / "tiny_fp16" / "config.pbtxt").is_file()
@@ -80,6 +83,10 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
     flat = np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40)
     tifffile.imwrite(small, flat, photometric="minisblack")
     (tmp_path / "c.triton").mkdir()
+    typo = (
+        *(checkpoint, "-o", tmp_path / "b", "--tiles", image, "--tile-count", 1),
+        *("--precision", "fp16", "--keep-fp32", "decodr"),
+    )
     for arguments, says in (
         ((checkpoint, "-o", tmp_path / "c", "--to", "triton"), "c.triton exists"),
         ((tmp_path, "-o", tmp_path / "b"), "is no checkpoint"),
@@ -88,6 +95,7 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
         ((checkpoint, "-o", tmp_path / "b", "--tiles", small), "4 < 8 on axis z"),
         ((checkpoint, "-o", tmp_path / "b", "--io", "fp16"), "--precision fp16"),
         ((checkpoint, "-o", tmp_path / "no" / "b", "--tiles", image), "does not exist"),
+        (typo, "'decodr' matches no node: names look like network.encoder"),
     ):
         assert run("export", *arguments) == 2
         assert says in capsys.readouterr().err.splitlines()[-1]

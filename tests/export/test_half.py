@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from neurodeploy_export import ExportError, ExportSettings, PrecisionError
+from neurodeploy_export import (
+    ExportRequestError,
+    ExportSettings,
+    PrecisionError,
+)
 from neurodeploy_export import _graph as graphs
 from neurodeploy_export._half import HalfReport, convert, write_half
 from neurodeploy_export._ranges import first_overflow, measure, measure_rounded, run
@@ -234,8 +238,9 @@ def test_a_pattern_keeps_nodes_and_one_that_matches_nothing_is_an_error(
     assert [(k.node, k.reason) for k in report.kept] == [
         ("b", "asked for by --keep-fp32 '^b$'")
     ]
-    with pytest.raises(ExportError, match="'decodr' matches no node; names look like"):
-        to_half(fp32, tiles, tmp_path, replace(options, keep_fp32=("decodr",)))
+    wrong = replace(options, keep_fp32=("decodr",))
+    with pytest.raises(ExportRequestError, match="'decodr' matches no node: names"):
+        to_half(fp32, tiles, tmp_path, wrong)
 
 
 def test_a_resize_is_in_half_and_its_scales_are_not(tmp_path: Path) -> None:

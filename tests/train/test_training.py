@@ -78,6 +78,29 @@ def test_a_run_killed_and_resumed_goes_through_the_same_losses(
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_a_tuned_run_resumes_the_same_when_its_start_is_gone(
+    tiny_settings, volumes, tmp_path
+):
+    first = dataclasses.replace(tiny_settings, out=str(tmp_path / "first"), steps=2)
+    start = train(first, volumes).out / "last"
+    tuned = dataclasses.replace(tiny_settings, init=str(start), learning_rate=0.01)
+    whole = train(tuned, volumes[:2], volumes[2:])
+
+    def die(row: object) -> None:
+        if getattr(row, "step", 0) == 5:
+            raise KeyboardInterrupt
+
+    cut = dataclasses.replace(tuned, out=str(tmp_path / "cut"))
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, volumes[:2], volumes[2:], on_row=die)
+    start.rename(tmp_path / "moved")
+    resumed = train(cut, volumes[:2], volumes[2:], resume=True)
+    ours, _ = load_checkpoint(resumed.out / "last")
+    theirs, _ = load_checkpoint(whole.out / "last")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
 def test_a_network_learns_a_bright_bar(tiny_settings, volumes):
     settings = dataclasses.replace(
         tiny_settings, steps=60, batch=4, learning_rate=1e-2, log_every=20,

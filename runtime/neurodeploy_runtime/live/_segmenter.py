@@ -521,7 +521,7 @@ class LiveSegmenter:
         )
 
     def _work(self) -> None:
-        step_back()
+        step_back(self.settings.niceness)
         try:
             self._stream.run()
         except NeurodeployError as error:

@@ -42,6 +42,10 @@ class LiveSettings:
     memory_bytes
         Cap on the buffers, which are all allocated at the start; None: half of the
         machine's memory.
+    niceness
+        By how much the threads that compute give way to others, 0 to 19, on Linux. 10
+        shortens the longest pushes on a machine that does nothing else; beside
+        programs that take every core it starves the segmentation.
     """
 
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -57,6 +61,7 @@ class LiveSettings:
     overlap: float | None = None
     flips: bool = False
     memory_bytes: int | None = None
+    niceness: int = 0
 
     def __post_init__(self) -> None:
         if self.when_full not in ("block", "drop", "fail"):
@@ -67,6 +72,11 @@ class LiveSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} {value} is too small: use 1 or more")
+        if not 0 <= self.niceness <= 19:
+            raise SettingsError(
+                f"niceness {self.niceness} is not between 0 and 19: more priority than "
+                "the program itself has cannot be given"
+            )
         if self.timeout_s < 0 or self.limit_gap < 0:
             raise SettingsError("timeout_s and limit_gap cannot be negative")
         if self.threshold is not None and not 0 < self.threshold < 1:

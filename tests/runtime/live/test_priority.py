@@ -1,4 +1,4 @@
-"""The threads of a live segmenter give way to the camera's."""
+"""The threads of a live segmenter give way to others where that is asked for."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neurodeploy_runtime import Bundle, Normalisation, NumpyEngine
+from neurodeploy_runtime import Bundle, Normalisation, NumpyEngine, SettingsError
 from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
-from neurodeploy_runtime.live._priority import NICENESS, step_back
+from neurodeploy_runtime.live._priority import step_back
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="a thread has a niceness of its own on Linux only"
@@ -29,7 +29,7 @@ def test_a_thread_and_those_it_starts_step_back_and_no_other() -> None:
         found.append(niceness())
 
     def worker() -> None:
-        step_back()
+        step_back(7)
         found.append(niceness())
         thread = threading.Thread(target=child)
         thread.start()
@@ -39,12 +39,13 @@ def test_a_thread_and_those_it_starts_step_back_and_no_other() -> None:
     thread = threading.Thread(target=worker)
     thread.start()
     thread.join()
-    assert found == [min(19, before + NICENESS)] * 2
+    assert found == [min(19, before + 7)] * 2
     assert niceness() == before
 
 
-def test_the_engine_of_a_live_segmenter_gives_way_to_who_pushes(
-    make_identity_bundle: Callable[..., Bundle],
+@pytest.mark.parametrize("asked", [0, 3, 19])
+def test_the_engine_of_a_live_segmenter_gives_way_as_much_as_asked(
+    make_identity_bundle: Callable[..., Bundle], asked: int
 ) -> None:
     bundle = make_identity_bundle(tile=(8, 16, 16))
     found: set[int] = set()
@@ -55,7 +56,9 @@ def test_the_engine_of_a_live_segmenter_gives_way_to_who_pushes(
             super().infer(batch, out)
 
     before = niceness()
-    settings = LiveSettings(normalisation=Normalisation("unit", 0.0, 255.0))
+    settings = LiveSettings(
+        normalisation=Normalisation("unit", 0.0, 255.0), niceness=asked
+    )
     with LiveSegmenter(
         bundle, (20, 24), "uint8", settings, engines=[Noting(bundle)]
     ) as live:
@@ -63,4 +66,10 @@ def test_the_engine_of_a_live_segmenter_gives_way_to_who_pushes(
         live.finish()
         assert len(list(live.planes())) == 16
         assert niceness() == before
-    assert found == {min(19, before + NICENESS)}
+    assert found == {min(19, before + asked)}
+
+
+@pytest.mark.parametrize("niceness", [-1, 20])
+def test_a_niceness_that_nobody_may_have_is_refused(niceness: int) -> None:
+    with pytest.raises(SettingsError, match=f"niceness {niceness} is not between"):
+        LiveSettings(niceness=niceness)
