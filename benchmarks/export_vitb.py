@@ -4,7 +4,7 @@
 
 Prints, and writes to results/export_vit<size>.json: the parity figures of each step,
 seconds and peak memory of each phase over what the process held before there was a
-network, as multiples of the weights. It fails where the peak of writing the graphs is
+network, as multiples of the weights. It fails where the peak of any phase is
 above three times the weights, where the gate refuses, or where the engine's arithmetic
 is not in half. The weights are random, so the image is added to the logits: labels then
 mean something, and counting those that change does too.
@@ -45,8 +45,6 @@ SIZES = {
     "L": (1024, 24, 16),
 }
 LIMIT = 3.0
-#: The phases that hold graphs and weights, not activations.
-WRITING = ("writing ONNX", "writing the FP16 graph")
 
 
 class WithImage(nn.Module):
@@ -196,11 +194,11 @@ def main() -> int:
         print(name, step)
     print(bundle.spec.parity["engine"])
     print(path)
-    writing = max(r["times_weights"] for r in phases.rows if r["phase"] in WRITING)
+    highest = max(row["times_weights"] for row in phases.rows)
     engine = bundle.spec.parity["engine"]
     agree = all(v.agrees is not False for v in verdicts)
-    if writing > LIMIT or engine["network_half_share"] < 0.9 or not agree:
-        print(f"FAILED: {writing} x weights, agree: {agree}", file=sys.stderr)
+    if highest > LIMIT or engine["network_half_share"] < 0.9 or not agree:
+        print(f"FAILED: {highest} x weights, agree: {agree}", file=sys.stderr)
         return 1
     return 0
 

@@ -22,7 +22,13 @@ from neurodeploy_export import (
 )
 from neurodeploy_export import _graph as graphs
 from neurodeploy_export._half import HalfReport, convert, write_half
-from neurodeploy_export._ranges import first_overflow, measure, measure_rounded, run
+from neurodeploy_export._ranges import (
+    _with_probes,
+    first_overflow,
+    measure,
+    measure_rounded,
+    run,
+)
 from neurodeploy_runtime import Bundle
 
 Array = NDArray[np.float32]
@@ -241,6 +247,23 @@ def test_a_pattern_keeps_nodes_and_one_that_matches_nothing_is_an_error(
     wrong = replace(options, keep_fp32=("decodr",))
     with pytest.raises(ExportRequestError, match="'decodr' matches no node: names"):
         to_half(fp32, tiles, tmp_path, wrong)
+
+
+def test_a_value_is_measured_before_the_next_one_is_made() -> None:
+    """A probe further on would keep its value, and all values at once."""
+    nodes = [node("Neg", "voxels", "a"), node("Neg", "a", "b")]
+    probed, names = _with_probes(model([*nodes, node("Neg", "b", "probability")]))
+    assert names == ["a", "b", "probability"]
+    made = {o: i for i, n in enumerate(probed.graph.node) for o in n.output}
+    following = [made["b"], made["probability"], len(probed.graph.node)]
+    for name, last in zip(names, following, strict=True):
+        readers = [
+            made[n.output[0]]
+            for n in probed.graph.node
+            if name in n.input and n.output[0].startswith("ranges")
+        ]
+        assert len(readers) == 3
+        assert all(made[name] < reader < last for reader in readers)
 
 
 def test_a_resize_is_in_half_and_its_scales_are_not(tmp_path: Path) -> None:

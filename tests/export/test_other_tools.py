@@ -16,7 +16,6 @@ from neurodeploy_runtime import Bundle, OutputError
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("bioimageio") is None, reason="no bioimageio.core here")
 def test_bioimageio_core_tests_and_runs_the_package(
     bundle: Bundle, tmp_path: Path

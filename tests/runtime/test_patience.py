@@ -155,3 +155,30 @@ def test_a_disk_that_takes_nothing_ends_the_run(
         segmenter(make_identity_bundle()).segment(source, tmp_path / "out.tif")
     assert refused[None] >= 10_000 - 4 * 17
     assert not (tmp_path / "out.tif").exists()
+
+
+def test_the_command_says_so_in_a_sentence_and_ends_with_1(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    refused: dict[Any, int],
+    run: Callable[..., Any],
+) -> None:
+    refused[SECOND] = 4
+    source = noise(200)
+    np.save(tmp_path / "in.npy", source._array)
+    command = (
+        *("segment", tmp_path / "in.npy", "-o", tmp_path / "in.seg.tif"),
+        *("-m", make_identity_bundle().path, "--engine", "onnxruntime"),
+    )
+    ended = run(*command)
+    assert ended.code == 1
+    said = ended.err.splitlines()[-1]
+    assert said.startswith(
+        "neurodeploy: 1 unit could not be written, all others are done"
+    )
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "in.seg.tif").exists()
+    again = run(*command)
+    assert again.code == 0, again.err
+    with tifffile.TiffFile(tmp_path / "in.seg.tif") as result:
+        assert result.asarray().shape == (200, 40, 50)

@@ -30,6 +30,7 @@ from neurodeploy_runtime import (
     SkipSettings,
     open_volume,
 )
+from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._rss import current_rss
 
 MakeBundle = Callable[..., Bundle]
@@ -383,3 +384,16 @@ def test_an_audit_that_failed_once_fails_again_when_the_run_continues(
     for _ in range(2):
         with pytest.raises(RunError, match="may have lost up to"):
             segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+
+
+def test_ctrl_c_before_a_stream_has_its_threads_is_a_ctrl_c(
+    make_identity_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: PlaneReader) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlaneReader, "start", interrupted)
+    with identity(make_identity_bundle()) as segmenter:
+        slabs = segmenter.stream(ArraySource(np.zeros((9, 50, 50), np.uint8)))
+        with pytest.raises(KeyboardInterrupt):
+            next(slabs)
