@@ -36,7 +36,8 @@ figure { margin: 0 } figcaption, #status { color: #aaa; margin: .5rem 0 }
 <p id="status">nothing has arrived yet</p>
 <figure><img id="picture" alt="">
 <figcaption>From the left: the latest plane, the latest finished plane's segmentation,
-the maximum of the planes looked at, the maximum of all finished planes.</figcaption>
+the maximum of the planes looked at, the maximum of all planes finished since.
+</figcaption>
 </figure>
 <script>
 const picture = document.getElementById("picture");
@@ -69,7 +70,7 @@ class LiveView:
 
     It only looks: planes are sampled where they lie, and a slow browser holds up
     nobody. The maximum of the image is that of the planes that were looked at, at most
-    five a second; that of the segmentation is of all.
+    five a second; that of the segmentation is of all that are finished from here on.
 
     Parameters
     ----------
@@ -120,6 +121,7 @@ class LiveView:
             target=self._server.serve_forever, name="view", daemon=True
         )
         self._thread.start()
+        self._now()
 
     @property
     def address(self) -> str:
@@ -186,12 +188,18 @@ class LiveView:
             for name, v in values.items()
         }
 
-    def _draw(self) -> bytes:
+    def _now(self) -> LiveSegmenter | None:
+        """What is being segmented; its maximum is kept from the first call on."""
         live = self._live()
+        if live is not None and live is not self._shown:
+            live.preview_projection(LONGEST)
+            self._shown, self._highest = live, None
+        return live
+
+    def _draw(self) -> bytes:
+        live = self._now()
         if live is None:
             return b""
-        if live is not self._shown:
-            self._shown, self._highest = live, None
         newest = live.preview_image(LONGEST)
         if newest is not None:
             self._image = newest[1]

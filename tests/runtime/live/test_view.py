@@ -43,7 +43,6 @@ def test_the_page_shows_image_and_segmentation_as_they_arrive(live):
         assert b"picture.png" in page
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch(view, "picture.png")
-        live.preview_projection()
         stack = np.zeros((9, 40, 60), np.uint8)
         stack[:, 10:20, 30:40] = 255
         live.push(stack)
