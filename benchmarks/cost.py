@@ -37,12 +37,12 @@ from neurodeploy.training.trailmap import read_cubes
 DEFAULT = NetworkConfig()
 NETWORKS = {
     "lighter": replace(
-        DEFAULT, depth=2, taps=(1, 2), full_channels=4, half_channels=16,
+        DEFAULT, depth=2, taps=(1, 2), half_channels=16, head_channels=16,
         quarter_channels=32, tap_channels=16,
     ),
     "default": DEFAULT,
     "heavier": replace(
-        DEFAULT, depth=8, taps=(4, 8), full_channels=16, half_channels=48,
+        DEFAULT, depth=8, taps=(4, 8), half_channels=48, head_channels=48,
         quarter_channels=96,
     ),
 }  # fmt: skip

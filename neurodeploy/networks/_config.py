@@ -11,6 +11,16 @@ from neurodeploy._errors import ConfigError
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime._spec import Mode
 
+_COUNTS = (
+    "width",
+    "heads",
+    "depth",
+    "tap_channels",
+    "half_channels",
+    "quarter_channels",
+    "head_channels",
+)
+
 #: GELU of most ViTs, and the sigmoid approximation of OpenAI's CLIP.
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -24,8 +34,9 @@ class NetworkConfig:
     the answer is the tile's centre slice.
 
     The encoder's fields name what timm's ``VisionTransformer`` can be, so that any of
-    them can give its weights. `full_channels`, `half_channels` and `quarter_channels`
-    are the widths of the convolutional path at that share of the resolution.
+    them can give its weights. `half_channels` and `quarter_channels` are the widths of
+    the convolutional path at that share of the resolution, `head_channels` of its last
+    layer, at half.
 
     Raises
     ------
@@ -57,9 +68,9 @@ class NetworkConfig:
     #: Blocks after which the decoder taps the tokens; the last is the deepest.
     taps: tuple[int, ...] = (2, 4)
     tap_channels: int = 32
-    full_channels: int = 8
     half_channels: int = 32
     quarter_channels: int = 64
+    head_channels: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tile", _triple("tile", self.tile))
@@ -93,6 +104,9 @@ class NetworkConfig:
                 f"volume mode halves the depth twice, but patch {self.patch} is no "
                 "multiple of 4 on axis z: use 4 or 8, or slice mode"
             )
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 1")
         if self.width % self.heads:
             raise ConfigError(
                 f"width {self.width} does not divide into {self.heads} heads"
@@ -100,14 +114,6 @@ class NetworkConfig:
         if not self.taps or any(not 1 <= tap <= self.depth for tap in self.taps):
             raise ConfigError(
                 f"taps {self.taps} are not block numbers from 1 to depth {self.depth}"
-            )
-        for name in ("width", "heads", "depth", "tap_channels", "half_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is below 1")
-        if self.full_channels < 2 or self.quarter_channels < 1:
-            raise ConfigError(
-                f"full_channels {self.full_channels} is below 2, or quarter_channels "
-                f"{self.quarter_channels} below 1"
             )
 
     @property

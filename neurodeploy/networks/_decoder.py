@@ -3,8 +3,9 @@
 Hatamizadeh et al., "UNETR" (arXiv 2103.10504) decodes tokens of several depths with
 wide convolutions up to full resolution, where nearly half of its work lies. Here the
 voxels enter by a lossless rearrangement into half resolution, where most of the
-convolutions are; full resolution has one narrow convolution, and sees the voxels
-again.
+convolutions are, and leave by the reverse: the last layer gives every voxel of half
+resolution its 8 answers (Shi et al., "sub-pixel convolution", arXiv 1609.05158,
+section 2.2). No layer is narrow and large, which matrix units compute badly.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ class Decoder(nn.Module):
         volume = config.mode == "volume"
         kernel: Shape = (3, 3, 3) if volume else (1, 3, 3)
         half: Shape = (2, 2, 2) if volume else (1, 2, 2)
-        full_c, half_c = config.full_channels, config.half_channels
-        quarter_c = config.quarter_channels
-        slices = 1 if volume else config.tile[0]
-        self.stem = ConvUnit(slices * half[0] * half[1] * half[2], half_c, kernel)
+        half_c, quarter_c = config.half_channels, config.quarter_channels
+        answers = half[0] * half[1] * half[2]
+        picture_c = answers * (1 if volume else config.tile[0])
+        self.stem = ConvUnit(picture_c, half_c, kernel)
         self.half_in = Residual(half_c, kernel)
         self.down = ConvUnit(half_c, quarter_c, kernel, half)
         self.quarter_in = Residual(quarter_c, kernel)
@@ -105,32 +106,40 @@ class Decoder(nn.Module):
         self.quarter_out = Residual(quarter_c, kernel)
         self.up_half = nn.ConvTranspose3d(quarter_c, half_c, half, half)
         self.half_out = Residual(half_c, kernel)
-        self.up_full = nn.ConvTranspose3d(half_c, full_c - 1, half, half)
-        self.full = ConvUnit(full_c, full_c, kernel)
-        self.head = nn.Conv3d(full_c, 1, 1)
+        # It sees the voxels again, as they came.
+        self.last = ConvUnit(half_c + picture_c, config.head_channels, kernel)
+        self.head = nn.Conv3d(config.head_channels, answers, 1)
         # Neurites are a few per cent of the voxels: start where the loss is calm.
         nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]
 
-    def _picture(self, voxels: Tensor) -> tuple[Tensor, Tensor]:
-        """Voxels as channels of half resolution, and the window of the voxels."""
+    # No rearrangement has more than 7 axes: TensorRT transposes up to 8.
+
+    def _picture(self, voxels: Tensor) -> Tensor:
+        """Voxels as channels of half resolution."""
         depth, height, width = self.config.tile
         if self.config.mode == "slice":
-            centre = voxels[:, :, depth // 2 : depth // 2 + 1]
             blocks = voxels.reshape(-1, depth, height // 2, 2, width // 2, 2)
             channels = blocks.permute(0, 1, 3, 5, 2, 4)  # (B, d, 2, 2, H/2, W/2)
-            return (
-                channels.reshape(-1, depth * 4, 1, height // 2, width // 2),
-                centre,
-            )
-        # No more than 7 axes: TensorRT transposes up to 8.
+            return channels.reshape(-1, depth * 4, 1, height // 2, width // 2)
         blocks = voxels.reshape(-1, depth // 2, 2, height // 2, 2, width // 2, 2)
         channels = blocks.permute(0, 2, 4, 6, 1, 3, 5)  # (B, 2, 2, 2, D/2, H/2, W/2)
-        return channels.reshape(-1, 8, depth // 2, height // 2, width // 2), voxels
+        return channels.reshape(-1, 8, depth // 2, height // 2, width // 2)
+
+    def _window(self, answers: Tensor) -> Tensor:
+        """Channels of half resolution as voxels: the reverse of `_picture`."""
+        depth, height, width = self.config.window
+        if self.config.mode == "slice":
+            blocks = answers.reshape(-1, 2, 2, height // 2, width // 2)
+            voxels = blocks.permute(0, 3, 1, 4, 2)  # (B, H/2, 2, W/2, 2)
+        else:
+            blocks = answers.reshape(-1, 2, 2, 2, depth // 2, height // 2, width // 2)
+            voxels = blocks.permute(0, 4, 1, 5, 2, 6, 3)
+        return voxels.reshape(-1, 1, depth, height, width)
 
     def forward(self, voxels: Tensor, tapped: list[Tensor]) -> Tensor:
         """(B, 1, *tile) voxels and the taps' tokens to (B, 1, *window) logits."""
         config = self.config
-        picture, window = self._picture(voxels)
+        picture = self._picture(voxels)
         half = self.half_in(self.stem(picture))
         quarter = self.quarter_in(self.down(half))
         maps = []
@@ -145,7 +154,5 @@ class Decoder(nn.Module):
             maps.append(features)
         quarter = self.quarter_out(quarter + self.tokens_in(torch.cat(maps, dim=1)))
         half = self.half_out(half + self.up_half(quarter))
-        up_full = self.up_full(half)
-        full = self.full(torch.cat([up_full, window.to(up_full.dtype)], dim=1))
-        logits: Tensor = self.head(full)
-        return logits
+        last = self.last(torch.cat([half, picture.to(half.dtype)], dim=1))
+        return self._window(self.head(last))

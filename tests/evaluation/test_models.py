@@ -23,7 +23,6 @@ def test_a_checkpoint_gives_probabilities_by_the_runtimes_tiles(
         heads=3,
         taps=(1,),
         tap_channels=4,
-        full_channels=2,
         half_channels=4,
         quarter_channels=8,
     )

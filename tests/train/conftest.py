@@ -15,7 +15,6 @@ TINY = NetworkConfig(
     heads=3,
     taps=(1,),
     tap_channels=4,
-    full_channels=2,
     half_channels=4,
     quarter_channels=8,
 )

@@ -37,6 +37,28 @@ def test_a_network_answers_its_window(config):
     assert all(p.grad is not None for p in network.parameters())
 
 
+@pytest.mark.parametrize(
+    "config",
+    [small(), small(mode="slice", tile=(5, 32, 48), patch=(5, 16, 16))],
+)
+def test_voxels_leave_as_they_entered(config):
+    decoder = Network(config).decoder
+    voxels = torch.randn(2, 1, *config.tile)
+    picture = decoder._picture(voxels)
+    if config.mode == "slice":  # the middle slice's four channels
+        picture = picture[:, 8:12]
+        voxels = voxels[:, :, 2:3]
+    assert torch.equal(decoder._window(picture), voxels)
+
+
+def test_patches_are_those_of_the_convolution():
+    config = small(patch=(8, 8, 16), tile=(16, 24, 32))
+    encoder = Network(config).encoder
+    voxels = torch.randn(2, 1, *config.tile)
+    expected = encoder.patch_embed(voxels).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder.patches(voxels), expected, atol=1e-5, rtol=0)
+
+
 def test_probabilities_are_the_sigmoid_of_the_logits():
     network = Network(small())
     voxels = torch.randn(1, 1, 8, 32, 32)
