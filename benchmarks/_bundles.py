@@ -1,4 +1,4 @@
-"""Bundles that the benchmarks run: the identity, and the network of `peers.py`."""
+"""Bundles that the benchmarks run: two exact ones, and the network of `peers.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from neurodeploy_runtime import Bundle, BundleWriter, ModelSpec, load_bundle
 from neurodeploy_runtime._normalise import Kind
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from onnx import NodeProto
     from torch import nn
 
 Shape = tuple[int, int, int]
@@ -18,25 +20,55 @@ Shape = tuple[int, int, int]
 
 def identity_bundle(folder: Path, tile: Shape, overlap: float = 0.25) -> Bundle:
     """A bundle whose network gives its input back; for `NumpyEngine`, and for ONNX."""
-    from onnx import TensorProto, helper
+    from onnx import helper
+
+    node = helper.make_node("Identity", ["voxels"], ["probability"])
+    return _exact_bundle(folder, "identity", tile, overlap, [node], {})
+
+
+def convolution_bundle(folder: Path, tile: Shape, overlap: float = 0.25) -> Bundle:
+    """A small network of real convolutions whose answer is its input all the same.
+
+    Four channels of 3 × 3 × 3, a ReLU, and their mean: the kernels are 1 in their
+    middle, so every voxel of the answer can be checked, to the bit.
+    """
+    from onnx import helper
+
+    middle = np.zeros((4, 1, 3, 3, 3), np.float32)
+    middle[:, :, 1, 1, 1] = 1
+    mean = np.full((1, 4, 1, 1, 1), 0.25, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["voxels", "middle"], ["features"], pads=[1] * 6),
+        helper.make_node("Relu", ["features"], ["positive"]),
+        helper.make_node("Conv", ["positive", "mean"], ["probability"]),
+    ]
+    weights = {"middle": middle, "mean": mean}
+    return _exact_bundle(folder, "convolutions", tile, overlap, nodes, weights)
+
+
+def _exact_bundle(
+    folder: Path,
+    name: str,
+    tile: Shape,
+    overlap: float,
+    nodes: list[NodeProto],
+    weights: dict[str, NDArray[np.float32]],
+) -> Bundle:
+    from onnx import TensorProto, helper, numpy_helper
 
     if folder.is_dir():
         return load_bundle(folder)
     voxels, probability = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, *tile])
-        for name in ("voxels", "probability")
+        helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", 1, *tile])
+        for value in ("voxels", "probability")
     )
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["voxels"], ["probability"])],
-        "identity",
-        [voxels],
-        [probability],
-    )
+    tensors = [numpy_helper.from_array(values, key) for key, values in weights.items()]
+    graph = helper.make_graph(nodes, name, [voxels], [probability], tensors)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
     )
     spec = ModelSpec(
-        name="identity",
+        name=name,
         mode="volume",
         tile=tile,
         window=tile,

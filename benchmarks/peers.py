@@ -27,7 +27,7 @@ import numpy as np
 import tifffile
 from _bundles import network_bundle
 from _process import answer, in_fresh_process, metered
-from _results import save, spread, stamp, table
+from _results import load, save, spread, stamp, table
 from numpy.typing import NDArray
 
 from neurodeploy_runtime import (
@@ -375,7 +375,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--counts", type=int, nargs=3, default=[2, 3, 3])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", nargs="+", help="Variants whose name holds a word.")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="Variants that begin so; the others' rows stay as they are.",
+    )
     parser.add_argument("--tiny", action="store_true", help="A network of no use.")
     parser.add_argument("--default", type=Path, default=default_bundle_path())
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -396,8 +400,7 @@ def main() -> None:
     names = [
         n
         for n in every
-        if n not in skipped
-        and (not options.only or any(word in n for word in options.only))
+        if n not in skipped and (not options.only or n.startswith(tuple(options.only)))
     ]
     peaks = measure_peaks()
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -423,6 +426,7 @@ def main() -> None:
             # After each turn: a run that is stopped leaves what it has found.
             rows = _rows(runs, values)
             if not options.tiny:
+                rows = _with_others(rows) if options.only else rows
                 save(
                     "peers",
                     {
@@ -438,6 +442,15 @@ def main() -> None:
     print(show(rows))
     for variant, why in skipped.items():
         print(f"not measured: {variant}: {why}")
+
+
+def _with_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Beside them those of an earlier run, of variants that this one did not ask for."""
+    ours = {row["variant"] for row in rows}
+    earlier = (load("peers") or {"rows": []})["rows"]
+    every = [*rows, *(row for row in earlier if row["variant"] not in ours)]
+    order = list(VARIANTS | DEFAULTS)
+    return sorted(every, key=lambda row: order.index(row["variant"]))
 
 
 def _rows(

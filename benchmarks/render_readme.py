@@ -79,6 +79,7 @@ def _peers(values: Values) -> str:
         rows.append(
             [
                 row["variant"],
+                row["wall_s"]["n"],
                 f"{row['mvoxel_per_s']['median']:.3f}",
                 _times(row["over_monai_fp32"]),
                 _times(row["over_monai_bf16"]),
@@ -88,16 +89,16 @@ def _peers(values: Values) -> str:
             ]
         )
     size = " × ".join(map(str, values["shape"]))
-    n = values["rows"][0]["wall_s"]["n"]
     return (
         f"**One network in every engine, file to file** (ViT-S UNETR, "
         f"{values['parameters'] / 1e6:.0f} M parameters, "
         f"{values['flop_per_tile'] / 1e9:.0f} GFLOP a tile of "
         f"{values['size']['tile']}³, overlap {values['overlap']}, {size} voxels, "
-        f"{n} turns; × is taken within a turn, with least and most)\n\n"
+        "× is taken within a turn, with least and most)\n\n"
         + table(
             [
                 "",
+                "turns",
                 "Mvoxel/s",
                 "× MONAI torch fp32",
                 "× MONAI torch bf16",
@@ -137,6 +138,7 @@ def _cap(values: Values) -> str:
     shape = " × ".join(map(str, values["rows"][0]["shape"]))
     rows = [
         [
+            row["network"],
             f"{row['cap_bytes'] / 1e9:.0f} GB",
             "OME-Zarr" if row["suffix"].endswith("zarr") else "TIFF",
             f"{row['peak_rss_bytes'] / 1e9:.2f} GB",
@@ -146,7 +148,8 @@ def _cap(values: Values) -> str:
         for row in values["rows"]
     ]
     return f"**Memory** (`--memory`, {shape} voxels, every voxel checked)\n\n" + table(
-        ["cap", "output", "peak of the process", "× voxels", "wrong voxels"], rows
+        ["network", "cap", "output", "peak of the process", "× voxels", "wrong voxels"],
+        rows,
     )
 
 

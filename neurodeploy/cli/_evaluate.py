@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._console import console
-from neurodeploy.cli._options import engine_options, engine_settings
-from neurodeploy.cli._sample import Triple
+from neurodeploy.cli._options import Triple, engine_options, engine_settings
 
 if TYPE_CHECKING:
     from neurodeploy.data import Found

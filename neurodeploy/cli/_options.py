@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from neurodeploy_runtime import EngineSettings, SegmentSettings, Source
 
 #: What `input_options` adds to a verb.
-INPUT_NAMES = ("channel", "time", "level", "axes", "dataset")
+INPUT_NAMES = ("channel", "time", "level", "axes", "dataset", "voxel_size_um")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +60,31 @@ class Roi(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return Box((z0, y0, x0), (z1, y1, x1))
 
 
+class Triple(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Three numbers z,y,x."""
+
+    name = "Z,Y,X"
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """Three numbers."""
+        if isinstance(value, tuple):
+            return value
+        kind = int if self.whole else float
+        try:
+            numbers = tuple(kind(word) for word in re.split(r"[,x×]", value))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 3:
+            what = "whole numbers" if self.whole else "numbers"
+            self.fail(f"{value!r} is not three {what}: write z,y,x", param, ctx)
+        return numbers
+
+
 class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """One of several workers, as `2/8`."""
 
@@ -93,6 +118,12 @@ def input_options(function: F) -> F:
             click.option("--level", type=int, default=0, help="Pyramid level."),
             click.option("--axes", help="Axes of the stored array, such as zcyx."),
             click.option("--dataset", help="Name of the array inside the file."),
+            click.option(
+                "--voxel-size",
+                "voxel_size_um",
+                type=Triple(whole=False),
+                help="Micrometres, whatever the file says.",
+            ),
         ],
     )
 

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
+from neurodeploy.cli._options import Triple
 from neurodeploy.cli._progress import voxel_progress
 
 #: What `--look` may be; the first is the default.
 LOOKS = ("light-sheet", "varied", "confocal")
-
-
-class Triple(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Three numbers z,y,x."""
-
-    name = "Z,Y,X"
-
-    def __init__(self, whole: bool) -> None:
-        self.whole = whole
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        """Three numbers."""
-        if isinstance(value, tuple):
-            return value
-        kind = int if self.whole else float
-        try:
-            numbers = tuple(kind(word) for word in re.split(r"[,x×]", value))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 3:
-            what = "whole numbers" if self.whole else "numbers"
-            self.fail(f"{value!r} is not three {what}: write z,y,x", param, ctx)
-        return numbers
 
 
 @click.command()

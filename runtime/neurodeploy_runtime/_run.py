@@ -203,6 +203,7 @@ class SegmentRun:
 
     def _identity(self, normalisation: Normalisation) -> dict[str, Any]:
         """What makes two runs the same run: one bit of any of it changes the result."""
+        size = self._source.voxel_size_um
         return {
             "input": {
                 "fingerprint": self._source.fingerprint(),
@@ -226,6 +227,7 @@ class SegmentRun:
                 "format": self._kind,
                 "kind": self._settings.output_kind,
                 "roi": str(self._roi),
+                "voxel_size_um": None if size is None else list(size),
             },
             "seam_map": self._settings.seam_map,
             "tissue": self._tissue_digest,

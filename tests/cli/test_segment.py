@@ -61,6 +61,28 @@ def test_a_stack_gets_a_mask_a_picture_and_a_report_beside_it(
     assert "Mvoxel/s" in ended.err
 
 
+def test_a_voxel_size_that_the_file_does_not_say_can_be_said(
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
+) -> None:
+    tifffile.imwrite(
+        tmp_path / "in.tif", stack(), imagej=True, metadata={"axes": "ZYX"}
+    )
+    words = ("segment", tmp_path / "in.tif", "-m", bundle, "--threshold", "0.5")
+    output = tmp_path / "in.precomputed"
+    ended = run(*words, "-o", output)
+    assert ended.code == 2
+    assert "give it with --voxel-size z,y,x" in ended.err.splitlines()[-1]
+    ended = run(*words, "-o", output, "--voxel-size", "2,0,0.5")
+    assert ended.code == 2
+    assert "(2.0, 0.0, 0.5) is no size" in ended.err.splitlines()[-1]
+    ended = run(*words, "-o", output, "--voxel-size", "2,0.6,0.5")
+    assert ended.code == 0, ended.err
+    with open_volume(output) as volume:
+        assert volume.voxel_size_um == pytest.approx((2.0, 0.6, 0.5))
+        assert volume.shape == (9, 30, 40)
+    assert run("reproduce", output, "-m", bundle).code == 0
+
+
 def test_two_runs_and_two_caps_are_the_same_file(bundle: Path, tmp_path: Path) -> None:
     """In processes of their own: a cap counts all that a process holds."""
     tifffile.imwrite(tmp_path / "in.tif", stack((70, 80, 90)), compression="zlib")

@@ -422,10 +422,11 @@ class _FollowRun:
             "machine": machine(),
         }
         mask = self._settings.live.output_kind == "mask"
+        size = self._settings.read.voxel_size_um or growing.voxel_size_um
         with PlaneWriter(
             self._output,
             shape,
-            growing.voxel_size_um,
+            size,
             mask=mask,
             overwrite=self._overwrite,
         ) as writer:
@@ -435,7 +436,6 @@ class _FollowRun:
                 writer.add(plane)
             content = {self._output.name: writer.content()}
             writer.finish(inside)
-        size = growing.voxel_size_um
         png = draw_picture(
             image.projections(growing.plane_shape),
             result.projections(growing.plane_shape),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class ReadOptions:
     axes: str | None = None
     #: The name of an array inside the file.
     dataset: str | None = None
+    #: Micrometres on z, y, x, instead of what the file says.
+    voxel_size_um: tuple[float, float, float] | None = None
     #: Decoded chunks that are kept for the next box.
     cache_bytes: int = CACHE_BYTES
     threads: int = 1
@@ -53,6 +56,11 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise SettingsError(f"{name} {value} is negative: count from 0")
+        size = self.voxel_size_um
+        if size is not None and not all(0 < n < math.inf for n in size):
+            raise SettingsError(
+                f"a voxel of {size} is no size: give z, y and x in micrometres"
+            )
         if self.threads < 1:
             raise SettingsError(f"{self.threads} threads cannot read: use 1 or more")
 

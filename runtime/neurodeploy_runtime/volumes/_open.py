@@ -86,6 +86,7 @@ def open_volume(
     level: int = 0,
     axes: str | None = None,
     dataset: str | None = None,
+    voxel_size_um: tuple[float, float, float] | None = None,
     cache_bytes: int = CACHE_BYTES,
     threads: int | None = None,
 ) -> Source:
@@ -105,6 +106,8 @@ def open_volume(
         the file does not say.
     dataset
         The name of an array inside the file.
+    voxel_size_um
+        Micrometres on z, y, x, instead of what the file says.
     cache_bytes
         Decoded chunks kept for the next box.
     threads
@@ -123,13 +126,18 @@ def open_volume(
         level=level,
         axes=axes,
         dataset=dataset,
+        voxel_size_um=voxel_size_um,
         cache_bytes=cache_bytes,
         threads=default_threads() if threads is None else threads,
     )
     address = os.fspath(path)
     if address.startswith(SCHEMES):
-        return TENSORSTORE.open(address, options)
-    return _reader(Path(address)).open(Path(address), options)
+        source = TENSORSTORE.open(address, options)
+    else:
+        source = _reader(Path(address)).open(Path(address), options)
+    if voxel_size_um is not None:
+        source.voxel_size_um = voxel_size_um
+    return source
 
 
 def _reader(path: Path) -> Reader:

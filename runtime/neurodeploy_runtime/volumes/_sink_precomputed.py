@@ -42,7 +42,7 @@ class PrecomputedSink(ChunkedSink):
         if spec.voxel_size_um is None:
             raise OutputError(
                 "a precomputed volume must say its resolution, and nobody said the "
-                "voxel size: give it, or write OME-Zarr"
+                "voxel size: give it with --voxel-size z,y,x, or write OME-Zarr"
             )
         own = cls.own_grain(spec)
         if grain is not None and any(
