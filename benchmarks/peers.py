@@ -445,7 +445,7 @@ def main() -> None:
 
 
 def _with_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Beside them those of an earlier run, of variants that this one did not ask for."""
+    """With the rows of an earlier run, of variants that this one did not ask for."""
     ours = {row["variant"] for row in rows}
     earlier = (load("peers") or {"rows": []})["rows"]
     every = [*rows, *(row for row in earlier if row["variant"] not in ours)]
