@@ -60,8 +60,6 @@ def reproduce(
         tiles = provenance["tiles"]
         whole = _box(provenance["output"]["roi"])
         opened = dict(provenance["notes"].get("opened_with", {}))
-        if size := opened.get("voxel_size_um"):
-            opened["voxel_size_um"] = tuple(size)
         path = source_path or provenance["input_file"]["path"]
         fingerprint = provenance["input"]["fingerprint"]
         settings = SegmentSettings(

@@ -83,6 +83,25 @@ def test_a_voxel_size_that_the_file_does_not_say_can_be_said(
     assert run("reproduce", output, "-m", bundle).code == 0
 
 
+def test_a_run_is_not_continued_with_another_voxel_size(
+    run: Callable[..., Any], bundle: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "in.npy", stack((140, 30, 40)))
+    words = (
+        *("segment", tmp_path / "in.npy", "-m", bundle, "--threshold", "0.5"),
+        *("-o", tmp_path / "out.tif"),
+    )
+    first = run(*words, "--worker", "1/2", "--voxel-size", "2,1,1")
+    assert first.code == 0, first.err
+    other = run(*words, "--worker", "2/2", "--voxel-size", "3,1,1")
+    assert other.code == 2
+    assert "voxel_size_um" in other.err.splitlines()[-1]
+    assert not (tmp_path / "out.tif").exists()
+    assert run(*words, "--worker", "2/2", "--voxel-size", "2,1,1").code == 0
+    with open_volume(tmp_path / "out.tif") as volume:
+        assert volume.voxel_size_um == pytest.approx((2.0, 1.0, 1.0))
+
+
 def test_two_runs_and_two_caps_are_the_same_file(bundle: Path, tmp_path: Path) -> None:
     """In processes of their own: a cap counts all that a process holds."""
     tifffile.imwrite(tmp_path / "in.tif", stack((70, 80, 90)), compression="zlib")

@@ -120,8 +120,8 @@ class LiveView:
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="view", daemon=True
         )
-        self._thread.start()
         self._now()
+        self._thread.start()
 
     @property
     def address(self) -> str:

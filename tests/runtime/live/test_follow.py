@@ -23,6 +23,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime._provenance import read_provenance
 from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
+from neurodeploy_runtime.volumes import ReadOptions
 
 ts = pytest.importorskip("tensorstore")
 
@@ -218,6 +219,16 @@ def test_it_ends_with_as_many_planes_as_were_asked_for(bundle, tmp_path):
     output = tmp_path / "out.v3draw"
     followed(bundle, tmp_path, output, planes=11, timeout_s=60.0)
     np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack[:11]))
+
+
+def test_a_voxel_size_that_is_said_goes_into_the_result(bundle, tmp_path):
+    for z, plane in enumerate(stack_of(9)):
+        tifffile.imwrite(tmp_path / f"p{z:03}.tif", plane)
+    output = tmp_path / "out.ome.zarr"
+    said = ReadOptions(voxel_size_um=(2.0, 0.6, 0.5))
+    followed(bundle, tmp_path, output, planes=9, read=said)
+    with open_volume(output) as volume:
+        assert volume.voxel_size_um == pytest.approx((2.0, 0.6, 0.5))
 
 
 def test_what_is_learnt_from_the_first_planes_is_told(make_identity_bundle, tmp_path):

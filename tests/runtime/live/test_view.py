@@ -62,6 +62,18 @@ def test_the_page_shows_image_and_segmentation_as_they_arrive(live):
         assert (status["state"], status["done"]) == ("done", 9)
 
 
+def test_the_maximum_holds_what_was_finished_before_anybody_looked(live):
+    stack = np.zeros((9, 40, 60), np.uint8)
+    stack[:, 10:20, 30:40] = 255
+    with LiveView(live) as view:
+        live.push(stack)
+        live.finish()
+        live.flush(30)
+        picture = imagecodecs.png_decode(fetch(view, "picture.png")[1])
+    red, _, blue = picture[15, 3 * 64 + 35].astype(int)
+    assert red - blue > 100
+
+
 def test_another_site_cannot_read_the_page_through_a_name_of_its_own(live):
     with (
         LiveView(live) as view,
