@@ -5,8 +5,9 @@
 
 Measures the device's matmul and copy peaks; the network of `peers.py` in torch (eager
 fp32, fp16, torch.compile fp16, through MONAI's tiling) and in our engines (ONNX Runtime
-CUDA fp32 and fp16, TensorRT where its engine can be built), file to file and for a tile
-alone; agreement with torch fp32; and the roofline: FLOPs and bytes of a tile counted,
+CUDA fp32 and fp16, TensorRT where its engine can be built; tiles blended on the host
+and, where CuPy is installed, on the GPU), file to file and for a tile alone;
+agreement with torch fp32; and the roofline: FLOPs and bytes of a tile counted,
 the floor they give on this device, and measured over floor.
 """
 
@@ -34,6 +35,7 @@ from neurodeploy_runtime import (
     load_bundle,
     open_volume,
 )
+from neurodeploy_runtime.engines import PlaceName
 from neurodeploy_runtime.measure import agreement, candidates, tile_seconds
 
 OVERLAP = 0.25
@@ -44,6 +46,12 @@ EAGER = (
     (REFERENCE, "fp32", False),
     ("torch fp16", "fp16", False),
     ("torch.compile fp16", "fp16", True),
+)
+
+#: Where our tiles are normalised, blended and quantised, and what a row says of it.
+PLACES: tuple[tuple[PlaceName, str], ...] = (
+    ("host", ""),
+    ("gpu", ", tiles stay there"),
 )
 
 
@@ -234,13 +242,17 @@ def _measure(
         name: {"kind": "torch", "precision": precision, "compiled": compiled}
         for name, precision, compiled in EAGER
     }
-    asked = EngineSettings(device=options.device, batch=options.batch)
     skipped = {}
-    for candidate in candidates(bundle, asked):
-        if candidate.why_not is not None:
-            skipped[candidate.name] = candidate.why_not
-            continue
-        variants[candidate.name] = {"kind": "ours", "engine": vars(candidate.settings)}
+    for place, suffix in PLACES if options.device != "cpu" else PLACES[:1]:
+        asked = EngineSettings(
+            device=options.device, batch=options.batch, blend_on=place
+        )
+        for candidate in candidates(bundle, asked):
+            name = candidate.name + suffix
+            if candidate.why_not is not None:
+                skipped[name] = candidate.why_not
+                continue
+            variants[name] = {"kind": "ours", "engine": vars(candidate.settings)}
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(options.repeat):
         for number, (name, variant) in enumerate(variants.items()):

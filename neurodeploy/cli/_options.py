@@ -153,6 +153,12 @@ def engine_options(function: F) -> F:
             ),
             click.option("--batch", type=click.IntRange(1), help="Tiles in a call."),
             click.option("--threads", type=click.IntRange(1), help="CPU threads."),
+            click.option(
+                "--blend-on",
+                type=click.Choice(["auto", "host", "gpu"]),
+                default="auto",
+                help="Where tiles are normalised and blended; gpu takes CuPy.",
+            ),
         ],
     )
 
@@ -161,7 +167,7 @@ def engine_settings(options: dict[str, Any]) -> EngineSettings:
     """Take the engine's options out of a verb's, as settings."""
     from neurodeploy_runtime import EngineSettings
 
-    names = ("engine", "device", "precision", "threads", "batch")
+    names = ("engine", "device", "precision", "threads", "batch", "blend_on")
     return EngineSettings(**{name: options.pop(name) for name in names})
 
 

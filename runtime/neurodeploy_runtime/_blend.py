@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._plan import Axis, Layer, TilePlan
+from neurodeploy_runtime.arrays import Arrays, HostArrays, PlaneKind
 
 
 class BlendRing:
@@ -20,39 +23,56 @@ class BlendRing:
     z, y, x order: a voxel's sum has the same bits whatever region is asked for.
     """
 
-    def __init__(self, plan: TilePlan, region: Box, *, squares: bool = False) -> None:
+    def __init__(
+        self,
+        plan: TilePlan,
+        region: Box,
+        *,
+        squares: bool = False,
+        arrays: Arrays | None = None,
+    ) -> None:
         self._layer: Layer = plan.layer(region)
         self._plan = plan
         self._region = region
-        depth, height, width = plan.window
+        self._arrays = arrays or HostArrays()
         self.plane = region.shape[1:]
-        self._sum = np.zeros((depth, *self.plane), np.float32)
-        self._squares = np.zeros_like(self._sum) if squares else None
-        self._scratch = np.empty((height, width), np.float32)
+        shape = plan.window[0], *self.plane
+        self._sum = self._arrays.zeros(shape)
+        self._squares = self._arrays.zeros(shape) if squares else None
+        self._kept: dict[tuple[bool, ...], Any] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds, for good."""
-        return self._sum.nbytes * (1 if self._squares is None else 2)
+        return int(self._sum.nbytes) * (1 if self._squares is None else 2)
 
-    def _weights(self, row: int, column: int) -> NDArray[np.float32]:
+    def _weights(self, row: int, column: int) -> Any:
         """(y, x) weights of a window: they depend on which neighbours it has."""
         rows, columns = self._plan.counts[1:]
         y, x = self._plan.axes[1:]
-        return _outer_weights(
-            y, x, row == 0, row == rows - 1, column == 0, column == columns - 1
-        )
+        ends = row == 0, row == rows - 1, column == 0, column == columns - 1
+        if ends not in self._kept:
+            self._kept[ends] = self._arrays.keep(_outer_weights(y, x, *ends))
+        return self._kept[ends]
+
+    def _depth_weights(self, first: bool, last: bool) -> Any:
+        """(z,) weights of a window."""
+        ends = first, last
+        if ends not in self._kept:
+            weights = self._plan.axes[0].weights(first=first, last=last)
+            self._kept[ends] = self._arrays.keep(weights)
+        return self._kept[ends]
 
     def add(
         self,
         layer: int,
         row: int,
         column: int,
-        window: NDArray[np.float32],
+        window: Any,
         *,
         last: bool,
     ) -> None:
-        """Add one answer of the network, (z, y, x) float32.
+        """Add one answer of the network, (z, y, x) float32, of the ring's arrays.
 
         `last` says that no layer of tiles follows this one in the volume.
         """
@@ -67,40 +87,49 @@ class BlendRing:
             slice(x.start + x0 - rx0, x.stop + x0 - rx0),
         )
         weights = self._weights(row, column)[y, x]
-        depth = z_axis.weights(first=layer == 0, last=last)
-        scratch = self._scratch[: y.stop - y.start, : x.stop - x.start]
-        for z in range(max(z0, rz0) - z0, min(z0 + z_axis.window, rz1) - z0):
-            plane = window[z, y, x]
-            np.multiply(plane, weights, out=scratch)
-            if depth[z] != 1:
-                np.multiply(scratch, depth[z], out=scratch)
-            into = self._sum[(z0 + z) % len(self._sum)][to]
-            np.add(into, scratch, out=into)
-            if self._squares is not None:
-                np.multiply(scratch, plane, out=scratch)
-                into = self._squares[(z0 + z) % len(self._sum)][to]
-                np.add(into, scratch, out=into)
+        depth = self._depth_weights(layer == 0, last)
+        first = max(z0, rz0) - z0
+        stop = min(z0 + z_axis.window, rz1) - z0
+        for z, end, at in self._runs(z0, first, stop):
+            place = slice(at, at + end - z), *to
+            self._arrays.add_weighted(
+                window[z:end, y, x],
+                weights,
+                depth[z:end],
+                self._sum[place],
+                None if self._squares is None else self._squares[place],
+            )
 
-    def plane_of(self, z: int) -> NDArray[np.float32]:
-        """The sum at plane z: a view, final once the layers it meets were added."""
-        plane: NDArray[np.float32] = self._sum[z % len(self._sum)]
-        return plane
+    def _runs(self, z0: int, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Planes of a window that lie behind each other in the ring, and where."""
+        while first < stop:
+            at = (z0 + first) % len(self._sum)
+            end = min(stop, first + len(self._sum) - at)
+            yield first, end, at
+            first = end
+
+    def quantise(
+        self, z: int, kind: PlaneKind, threshold: float, out: NDArray[np.uint8]
+    ) -> None:
+        """The sum at plane z as uint8 (y, x): :meth:`Arrays.quantise`.
+
+        Final once the layers that the plane meets were added.
+        """
+        self._arrays.quantise(kind, threshold, self._sum[z % len(self._sum)], out)
 
     def disagreement_of(self, z: int) -> NDArray[np.float32]:
         """Standard deviation between the tiles that met at plane z (y, x)."""
         if self._squares is None:
             raise ValueError("this ring was made without squares")
-        mean = self._sum[z % len(self._sum)]
-        variance = self._squares[z % len(self._sum)] - mean * mean
-        np.maximum(variance, 0, out=variance)
-        spread: NDArray[np.float32] = np.sqrt(variance, out=variance)
-        return spread
+        at = z % len(self._sum)
+        return self._arrays.spread(self._sum[at], self._squares[at])
 
     def clear(self, z: int) -> None:
         """Plane z has left; its place in the ring is zero again."""
-        self._sum[z % len(self._sum)] = 0
-        if self._squares is not None:
-            self._squares[z % len(self._sum)] = 0
+        with self._arrays.step():
+            self._sum[z % len(self._sum)] = 0
+            if self._squares is not None:
+                self._squares[z % len(self._sum)] = 0
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ NeurodeployError            exit_code 1
     ├── ReadError           the input could not be read in the middle of a run
     ├── WriteError          the output could not be made durable
     ├── EngineError         the network could not be run
+    │   └── GpuMemoryError  a batch does not fit into what is free of the GPU's memory
     ├── CancelledError      the caller asked to stop
     └── StreamError         a live stream was used wrongly or has failed
         └── OverrunError    planes come faster than they are segmented
@@ -75,6 +76,17 @@ class WriteError(RunError):
 
 class EngineError(RunError):
     """The network could not be run."""
+
+
+class GpuMemoryError(EngineError):
+    """What is free of the GPU's memory does not hold a batch of `batch` tiles.
+
+    0 where that is not known.
+    """
+
+    def __init__(self, text: str, batch: int) -> None:
+        super().__init__(text)
+        self.batch = batch
 
 
 class CancelledError(RunError):

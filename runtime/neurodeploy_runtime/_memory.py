@@ -38,6 +38,8 @@ class Footprint:
     seam: bool = False
     #: What the source decodes at a time, where chunks are deeper than a plane.
     chunk: Shape | None = None
+    #: What tiles and sums may take of a GPU; None: they lie on the host.
+    gpu_bytes: int | None = None
 
     def cache_bytes(self, plan: TilePlan, region: Box) -> int:
         """What a source must keep so that no chunk of a region is decoded twice.
@@ -58,14 +60,21 @@ class Footprint:
         (y0, y1), (x0, x1) = plan.layer(region).reads
         raw = ring_depth(plan, region) * (y1 - y0) * (x1 - x0) * self.voxel_bytes
         area = region.shape[1] * region.shape[2]
-        blend = plan.window[0] * area * 4 * (2 if self.seam else 1)
-        slots = self.slots * self.batch * 4 * (prod(plan.tile) + prod(plan.window))
+        tiles = self.tile_bytes(plan, region) if self.gpu_bytes is None else 0
         outlet = UnitOutlet.nbytes(self.outputs, self.grain, self.extent, area)
         unit = prod(min(g, e) for g, e in zip(self.grain, self.extent, strict=True))
         # Cutting, writing and checking each copy a tile or a unit.
         copies = 2 * unit * self.outputs + 4 * prod(plan.tile) * 8
         cache = self.cache_bytes(plan, region)
-        return raw + blend + slots + outlet + copies + cache
+        return raw + tiles + outlet + copies + cache
+
+    def tile_bytes(self, plan: TilePlan, region: Box) -> int:
+        """Bytes of the tiles on their way and of their sums, wherever they lie."""
+        area = region.shape[1] * region.shape[2]
+        blend = plan.window[0] * area * 4 * (2 if self.seam else 1)
+        slots = self.slots * self.batch * 4 * (prod(plan.tile) + prod(plan.window))
+        # One plane of levels leaves a GPU at a time.
+        return blend + slots + (0 if self.gpu_bytes is None else area)
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ def choose_regions(
     gy, gx = (min(footprint.grain[i], roi.shape[i]) for i in (1, 2))
     rows, columns = -(-height // gy), -(-width // gx)
     least = 0
+    fits = True
     for across in _cuts(columns):
         for down in _cuts(rows):
             y = -(-rows // down) * gy
@@ -119,12 +129,20 @@ def choose_regions(
             ]
             need = footprint.base_bytes + SLACK
             need += max(footprint.region_bytes(plan, cell) for cell in cells)
-            if need <= cap_bytes:
+            tile_bytes = max(footprint.tile_bytes(plan, cell) for cell in cells)
+            fits = footprint.gpu_bytes is None or tile_bytes <= footprint.gpu_bytes
+            if need <= cap_bytes and fits:
                 tiles = sum(plan.tiles_in(cell) for cell in cells)
                 redundancy = tiles * prod(plan.tile) / roi.voxels
                 cache = max(footprint.cache_bytes(plan, cell) for cell in cells)
                 return MemoryPlan(tuple(cells), need, redundancy, cache)
             least = need
+    if not fits:
+        raise MemoryCapError(
+            f"tiles and their sums take at least {tile_bytes / 1e9 + 0.005:.2f} GB of "
+            f"the GPU, which has {(footprint.gpu_bytes or 0) / 1e9:.2f} GB left for "
+            "them: use a smaller --batch, or --blend-on host"
+        )
     raise MemoryCapError(
         f"a memory cap of {cap_bytes / 1e9:.2f} GB is too small for this volume and "
         f"model: the smallest that would do is {least / 1e9 + 0.005:.2f} GB"

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,8 @@ from neurodeploy_runtime._journal import Journal, checksum
 from neurodeploy_runtime._patience import is_passing, patiently
 from neurodeploy_runtime._projections import Projections
 from neurodeploy_runtime._tissue import TissueMask
+from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.volumes import Sink
-
-PlaneKind = Literal["mask", "probability"]
 
 #: One voxel of a seam map stands for this many on each axis.
 SEAM = 8
@@ -38,27 +37,6 @@ def pool_seam(disagreement: NDArray[np.float32]) -> NDArray[np.uint8]:
         edges = np.arange(0, cells.shape[axis], SEAM)
         cells = np.maximum.reduceat(cells, edges, axis=axis)
     return np.rint(np.minimum(cells, 0.5) * np.float32(510)).astype(np.uint8)
-
-
-def quantise(
-    kind: PlaneKind,
-    threshold: float,
-    plane: NDArray[np.float32],
-    out: NDArray[np.uint8],
-) -> None:
-    """A plane of probabilities (y, x) as uint8, into `out`.
-
-    `mask` is 255 where the probability is at or above the threshold, else 0;
-    `probability` is 255 times the probability, rounded to even.
-    """
-    if kind == "mask":
-        np.greater_equal(plane, np.float32(threshold), out=out.view(np.bool_))
-        np.multiply(out, np.uint8(255), out=out)
-        return
-    scaled = np.multiply(plane, np.float32(255))
-    np.rint(scaled, out=scaled)
-    np.clip(scaled, 0, 255, out=scaled)
-    np.copyto(out, scaled, casting="unsafe")
 
 
 @dataclass(frozen=True)
@@ -178,10 +156,9 @@ class UnitOutlet:
                 self._slab.seam = np.zeros(shape, np.uint8)
         slab = self._slab
         at = oz - slab.box.start[0]
-        plane = blend.plane_of(z)
         with self._clock.stage("quantise"):
             for output, part in zip(self._outputs, slab.parts, strict=True):
-                quantise(output.kind, self._threshold, plane, part[at])
+                blend.quantise(z, output.kind, self._threshold, part[at])
                 if self._tissue is not None:
                     y0, x0 = self._region.start[1:]
                     part[at] *= self._tissue.plane(z, y0, x0, part[at].shape)

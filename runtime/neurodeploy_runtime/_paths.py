@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurodeploy_runtime._errors import OutputError
-from neurodeploy_runtime._outlet import PlaneKind
 from neurodeploy_runtime._settings import OutputKind
+from neurodeploy_runtime.arrays import PlaneKind
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ from neurodeploy_runtime._rss import current_rss, machine_memory, peak_rss
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._shares import chapters, undone, worker_shares
 from neurodeploy_runtime._skip import BackgroundSkip
-from neurodeploy_runtime._stream import RegionStream
+from neurodeploy_runtime._stream import RegionStream, arrays_of
 from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.engines import Engine, same_engine
@@ -119,6 +119,8 @@ class SegmentRun:
         self._failed: list[str] = []
         self._saved = 0.0
         self._start = time.perf_counter()
+        #: Only asked where tiles lie and what is free there; each stream makes its own.
+        self._arrays = arrays_of(engines)
         self._skip: BackgroundSkip | None = None
         self._tissue: TissueMask | None = None
         self._tissue_digest: str | None = None
@@ -281,6 +283,9 @@ class SegmentRun:
             batch=self._engines[0].batch,
             seam=self._settings.seam_map,
             chunk=self._source.chunk if deep else None,
+            gpu_bytes=None
+            if self._arrays.free_bytes is None
+            else int(0.9 * self._arrays.free_bytes),
         )
 
     def _grain(self) -> Shape:
@@ -541,6 +546,7 @@ class SegmentRun:
             **inside,
             "notes": self._notes,
             "input_file": self._source.describe(),
+            "tiles_on": self._arrays.place,
             "content": outputs.content(records),
             "command": sys.argv,
         }

@@ -17,7 +17,6 @@ from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._errors import CancelledError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._memory import ring_depth
-from neurodeploy_runtime._outlet import quantise
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._progress import ProgressCallback
@@ -72,8 +71,10 @@ class Segmenter:
         self.choice: dict[str, Any] = {"passed_over": []}
         if engines is None:
             choices = choose_engines(self.bundle, self.settings.engine)
-            self.choice = {"passed_over": list(choices[0].passed_over)}
             self._owned = open_engines(self.bundle, choices)
+            self.choice = {
+                "passed_over": [*choices[0].passed_over, *self._owned[0].notes]
+            }
             engines = self._owned
         self.engines = engines
 
@@ -156,7 +157,7 @@ class Segmenter:
                 deep = min(planes, region.stop[0] - z)
                 gathered.append(np.empty((deep, *region.shape[1:]), np.uint8))
             slab = gathered[-1]
-            quantise(kind, threshold, blend.plane_of(z), slab[at])  # type: ignore[arg-type]
+            blend.quantise(z, kind, threshold, slab[at])  # type: ignore[arg-type]
             if at + 1 == len(slab):
                 finished.put((z - at, gathered.pop()))
 

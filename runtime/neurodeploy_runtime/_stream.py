@@ -30,6 +30,7 @@ from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._tissue import TissueMask
+from neurodeploy_runtime.arrays import Arrays, HostArrays, Normaliser
 from neurodeploy_runtime.engines import Engine
 
 Emit = Callable[[int, BlendRing], None]
@@ -49,20 +50,16 @@ class TileId:
     last: bool
 
 
-@dataclass(frozen=True)
-class Normaliser:
-    """A normalisation, with its table where the dtype allows one."""
-
-    normalisation: Normalisation
-    table: NDArray[np.float32] | None
-
-
 @dataclass
 class Slot:
-    """A batch of tiles on its way; allocated and touched once, used again and again."""
+    """A batch of tiles on its way; allocated and touched once, used again and again.
 
-    voxels: NDArray[np.float32]
-    answer: NDArray[np.float32]
+    `voxels` is (B, 1, *tile) and `answer` (B, 1, *window), float32, of the stream's
+    arrays.
+    """
+
+    voxels: Any
+    answer: Any
     order: int = 0
     #: The tiles of the batch; a batch may be padded with what was there before.
     tiles: list[TileId] = field(default_factory=list)
@@ -80,6 +77,7 @@ class Slot:
 class StreamBuffers:
     """What a stream works in, allocated and touched; serves one stack after another."""
 
+    arrays: Arrays
     slots: tuple[Slot, ...]
     blend: BlendRing
     depth: int
@@ -93,16 +91,20 @@ class StreamBuffers:
         *,
         seam: bool = False,
     ) -> StreamBuffers:
-        """As many slots as keep every engine busy, and the planes being blended."""
-        blend = BlendRing(plan, region, squares=seam)
-        slots = []
-        for _ in range(2 * len(engines) + 2):
-            voxels = np.empty(engines[0].input_shape, np.float32)
-            answer = np.empty(engines[0].output_shape, np.float32)
-            voxels.fill(0)
-            answer.fill(0)
-            slots.append(Slot(voxels, answer))
-        buffers = cls(tuple(slots), blend, plan.window[0])
+        """As many slots as keep every engine busy, and the planes being blended.
+
+        They lie where the engine is. Several engines have the host in common.
+        """
+        arrays = arrays_of(engines)
+        blend = BlendRing(plan, region, squares=seam, arrays=arrays)
+        slots = [
+            Slot(
+                arrays.zeros(engines[0].input_shape),
+                arrays.zeros(engines[0].output_shape),
+            )
+            for _ in range(2 * len(engines) + 2)
+        ]
+        buffers = cls(arrays, tuple(slots), blend, plan.window[0])
         buffers.reset()
         return buffers
 
@@ -110,6 +112,11 @@ class StreamBuffers:
         """Nothing has been added yet; and every page of it is there."""
         for z in range(self.depth):
             self.blend.clear(z)
+
+
+def arrays_of(engines: Sequence[Engine]) -> Arrays:
+    """New arrays for a stream through these engines."""
+    return engines[0].arrays() if len(engines) == 1 else HostArrays()
 
 
 class RegionStream:
@@ -166,7 +173,6 @@ class RegionStream:
         self._engines = engines
         self._settle = normalisation
         self._dtype = dtype
-        self._unsigned = np.dtype(f"u{dtype.itemsize}")
         self._check_finite = dtype.kind == "f"
         self._emit = emit
         self._lost = lost
@@ -179,6 +185,7 @@ class RegionStream:
             buffers = StreamBuffers.of(plan, region, engines, seam=seam)
         else:
             buffers.reset()
+        self._arrays = buffers.arrays
         self._blend = buffers.blend
         slots = len(buffers.slots)
         self._free: Channel[Slot] = Channel(slots)
@@ -290,7 +297,7 @@ class RegionStream:
         normalisation = settle() if callable(settle) else settle
         if normalisation is None:
             return None
-        return Normaliser(normalisation, normalisation.table(self._dtype))
+        return self._arrays.prepare(normalisation, self._dtype)
 
     def _lose_layer(self, layer: int, last: bool, order: int) -> int:
         """Send a slot without tiles on the way, for a layer that cannot be run."""
@@ -380,7 +387,7 @@ class RegionStream:
         z_index: NDArray[np.intp] | None,
         row: int,
         column: int,
-        out: NDArray[np.float32],
+        out: Any,
         normaliser: Normaliser,
     ) -> None:
         """The tile as the network sees it, mirrored where it sticks out, into `out`."""
@@ -389,49 +396,51 @@ class RegionStream:
         y_index = self._plan.axes[1].mirrored(row, self._plan.shape[1])
         x_index = self._plan.axes[2].mirrored(column, self._plan.shape[2])
         if z_index is None and y_index is None and x_index is None:
-            z = 0
-            for part in raw:
-                self._values(part, out[z : z + len(part)], normaliser)
-                z += len(part)
+            self._arrays.normalise(raw, normaliser, out)
             return
         whole = np.concatenate(raw)
         for axis, index in enumerate((z_index, y_index, x_index)):
             if index is not None:
                 whole = whole.take(index, axis)
-        self._values(whole, out, normaliser)
-
-    def _values(
-        self, voxels: NDArray[Any], out: NDArray[np.float32], normaliser: Normaliser
-    ) -> None:
-        if normaliser.table is not None:
-            np.take(normaliser.table, voxels.view(self._unsigned), out=out, mode="clip")
-            return
-        normaliser.normalisation.apply(voxels, out)
+        self._arrays.normalise([whole], normaliser, out)
 
     # -- inferring -------------------------------------------------------------
 
     def _infer(self, engine: Engine) -> None:
-        flipped = np.empty(engine.output_shape, np.float32) if self._flips else None
+        infer = self._infer_with(engine)
+        flipped = self._arrays.zeros(engine.output_shape) if self._flips else None
         while (slot := self._ready.get()) is not None:
             if slot.tiles:
                 with self.clock.stage("infer"):
                     if flipped is None:
-                        engine.infer(slot.voxels, slot.answer)
+                        infer(slot.voxels, slot.answer)
                     else:
-                        self._infer_flips(engine, slot, flipped)
+                        self._infer_flips(infer, slot, flipped)
                 with self._lock:
                     self.tiles_run += len(slot.tiles)
             self._done.put(slot)
         self._ended_engine()
 
+    def _infer_with(self, engine: Engine) -> Callable[[Any, Any], None]:
+        if len(self._engines) > 1:
+            return engine.infer
+        return lambda batch, out: engine.infer_resident(batch, out, self._arrays)
+
     def _infer_flips(
-        self, engine: Engine, slot: Slot, answer: NDArray[np.float32]
+        self, infer: Callable[[Any, Any], None], slot: Slot, answer: Any
     ) -> None:
-        slot.answer.fill(0)
+        """The mean over `FLIPS`, into the slot; `answer` is room for one of them."""
+        xp, step = self._arrays.xp, self._arrays.step
+        with step():
+            slot.answer.fill(0)
         for axes in FLIPS:
-            engine.infer(np.ascontiguousarray(np.flip(slot.voxels, axes)), answer)
-            slot.answer += np.flip(answer, axes)
-        slot.answer *= np.float32(1 / len(FLIPS))
+            with step():
+                flipped = xp.ascontiguousarray(xp.flip(slot.voxels, axes))
+            infer(flipped, answer)
+            with step():
+                slot.answer += xp.flip(answer, axes)
+        with step():
+            slot.answer *= np.float32(1 / len(FLIPS))
 
     def _ended_engine(self) -> None:
         """The last engine to end closes what is behind them."""
@@ -452,7 +461,7 @@ class RegionStream:
             while order in waiting:
                 slot = waiting.pop(order)
                 order += 1
-                with self.clock.stage("blend"):
+                with self.clock.stage("blend"), self._arrays.step():
                     self._add(slot)
                 ends, lost = slot.ends, slot.lost
                 self._free.put(slot)
@@ -465,7 +474,8 @@ class RegionStream:
         for i, (tile, audited) in enumerate(zip(slot.tiles, slot.audited, strict=True)):
             window = slot.answer[i, 0]
             if audited and self._skip is not None:
-                self._skip.audit((tile.layer, tile.row, tile.column), window)
+                host = self._arrays.fetch(window)
+                self._skip.audit((tile.layer, tile.row, tile.column), host)
                 continue
             self._blend.add(tile.layer, tile.row, tile.column, window, last=tile.last)
 

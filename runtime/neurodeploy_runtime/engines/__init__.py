@@ -1,6 +1,6 @@
 """Engines: what runs a bundle's network. One module per library."""
 
-from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._base import Engine, EngineSettings, PlaceName
 from neurodeploy_runtime.engines._choose import (
     Choice,
     choose_engine,
@@ -16,6 +16,7 @@ __all__ = [
     "Engine",
     "EngineSettings",
     "NumpyEngine",
+    "PlaceName",
     "choose_engine",
     "choose_engines",
     "open_engine",

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime.arrays import Arrays, HostArrays
 
 EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+PlaceName = Literal["auto", "host", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class EngineSettings:
     `device` is ``auto``, ``cpu``, ``cuda:N`` or, to segment a volume, several GPUs of
     one kind as ``cuda:0,cuda:1``; `threads` are those of a CPU engine
     (None: every core that this process may use); `batch` is the fixed number of tiles
-    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU).
+    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU). `blend_on` says
+    where tiles are normalised, blended and quantised: with `auto` on the engine's GPU
+    where CuPy is installed, else on the host. The result has the same bits.
     """
 
     engine: EngineName = "auto"
@@ -31,6 +35,7 @@ class EngineSettings:
     precision: PrecisionName = "auto"
     threads: int | None = None
     batch: int | None = None
+    blend_on: PlaceName = "auto"
 
 
 class Engine(ABC):
@@ -42,6 +47,10 @@ class Engine(ABC):
 
     #: The name a user asks for it by.
     name: ClassVar[str]
+    #: Whether tiles stay on its GPU between normalising and quantising.
+    resident: bool = False
+    #: What was asked for and is not so, for a report.
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, bundle: Bundle, *, device: str, precision: str, batch: int
@@ -70,6 +79,20 @@ class Engine(ABC):
         EngineError
             The network could not be run; the text says what the library said.
         """
+
+    def arrays(self) -> Arrays:
+        """New arrays that lie where :meth:`infer_resident` reads and writes."""
+        return HostArrays()
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        """As :meth:`infer`, on what `arrays` hold; done when it returns.
+
+        Raises
+        ------
+        EngineError
+            The network could not be run; the text says what the library said.
+        """
+        self.infer(batch, out)
 
     def warm_up(self) -> None:
         """Run once, so that the first real tile costs what all others do."""

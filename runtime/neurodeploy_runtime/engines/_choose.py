@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from neurodeploy_runtime._bundle import Bundle
-from neurodeploy_runtime._errors import DeviceError, SettingsError
+from neurodeploy_runtime._errors import DeviceError, GpuMemoryError, SettingsError
 from neurodeploy_runtime.engines import _onnxruntime, _openvino, _tensorrt
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 
@@ -80,6 +80,7 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
             ("engine", settings.engine),
             ("device", settings.device),
             ("precision", settings.precision),
+            ("blending on", settings.blend_on),
         )
         if value != "auto"
     )
@@ -102,6 +103,11 @@ def choose_engines(bundle: Bundle, settings: EngineSettings) -> tuple[Choice, ..
         raise SettingsError(
             f"device {settings.device!r} mixes auto with others: name every device"
         )
+    if len(devices) > 1 and settings.blend_on == "gpu":
+        raise SettingsError(
+            f"{settings.device} have no memory in common: their tiles are blended on "
+            "the host; leave out --blend-on, or name one GPU"
+        )
     choices = tuple(
         choose_engine(bundle, replace(settings, device=device)) for device in devices
     )
@@ -118,22 +124,37 @@ def choose_engines(bundle: Bundle, settings: EngineSettings) -> tuple[Choice, ..
 def open_engines(bundle: Bundle, choices: Sequence[Choice]) -> list[Engine]:
     """Load the network into each engine, and warm them up.
 
+    A batch that the memory of a GPU does not hold is halved, for all of them, until it
+    does; their `notes` say so.
+
     Raises
     ------
     DeviceError
         The engines are not the same: which tile went where would decide the result.
+    GpuMemoryError
+        Not even a single tile fits.
     """
-    opened: list[Engine] = []
-    try:
-        for choice in choices:
-            opened.append(choice.adapter.open(bundle, choice.settings))
-            opened[-1].warm_up()
-        same_engine(opened)
-    except BaseException:
-        for engine in opened:
-            engine.close()
-        raise
-    return opened
+    notes: tuple[str, ...] = ()
+    while True:
+        opened: list[Engine] = []
+        try:
+            for choice in choices:
+                opened.append(choice.adapter.open(bundle, choice.settings))
+                opened[-1].notes = notes
+                opened[-1].warm_up()
+            same_engine(opened)
+            return opened
+        except BaseException as error:
+            for engine in opened:
+                engine.close()
+            if not isinstance(error, GpuMemoryError) or error.batch < 2:
+                raise
+            fewer = error.batch // 2
+            notes = (*notes, f"batch {error.batch}, {fewer} instead: {error}")
+            choices = [
+                replace(choice, settings=replace(choice.settings, batch=fewer))
+                for choice in choices
+            ]
 
 
 def same_engine(engines: Sequence[Engine]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import DeviceError, EngineError
+from neurodeploy_runtime._errors import DeviceError, EngineError, GpuMemoryError
 
 _NAMES = ("libcuda.so.1", "nvcuda.dll")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
@@ -92,7 +93,10 @@ def _check(driver: Any, code: int, doing: str) -> None:
     text = ctypes.c_char_p()
     driver.cuGetErrorName(code, ctypes.byref(text))
     name = (text.value or b"unknown error").decode(errors="replace")
-    raise EngineError(f"the GPU driver could not {doing}: {name} ({code})")
+    said = f"the GPU driver could not {doing}: {name} ({code})"
+    if code == _OUT_OF_MEMORY:
+        raise GpuMemoryError(said, batch=0)
+    raise EngineError(said)
 
 
 class Device:

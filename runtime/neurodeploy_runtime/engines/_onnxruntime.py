@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -10,10 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._bundle import Bundle
-from neurodeploy_runtime._errors import DeviceError, EngineError
+from neurodeploy_runtime._errors import DeviceError, EngineError, GpuMemoryError
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
+from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
+from neurodeploy_runtime.engines._resident import (
+    resident_arrays,
+    stays_resident,
+    why_not_resident,
+)
+
+#: How the CUDA provider, CUDA itself and cuDNN say that memory is short.
+_NO_MEMORY = re.compile(
+    r"Failed to allocate memory|out of memory|ALLOC_FAILED|CUDA failure 2\b"
+)
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 
@@ -50,7 +64,7 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
             return "no NVIDIA driver or GPU was found (libcuda counts no device)"
     elif settings.precision == "fp16":
         return "fp16 on a CPU is fp32 with casts between: use a GPU, or fp32"
-    return None
+    return why_not_resident(settings)
 
 
 def cuda_devices() -> int:
@@ -96,13 +110,15 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = "CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider"
         providers: list[Any] = [wanted]
+        self._kind = "cuda" if on_cuda else "cpu"
+        self._index = int(settings.device.partition(":")[2] or 0) if on_cuda else 0
+        self.resident = on_cuda and stays_resident(settings)
         if on_cuda:
-            index = settings.device.partition(":")[2] or "0"
             providers = [
                 (
                     wanted,
                     {
-                        "device_id": index,
+                        "device_id": str(self._index),
                         "cudnn_conv_algo_search": "HEURISTIC",
                         "use_tf32": "0",
                         "arena_extend_strategy": "kSameAsRequested",
@@ -129,13 +145,49 @@ class OnnxRuntimeEngine(Engine):
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
         feed = batch.astype(np.float16) if self._half_io else batch
-        try:
+        with self._named():
             (answer,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: feed})
-        except Exception as error:
-            raise EngineError(
-                f"ONNX Runtime failed on {self.device} at batch {self.batch}: {error}"
-            ) from error
         np.copyto(out, answer, casting="same_kind")
+
+    def arrays(self) -> Arrays:
+        """See :meth:`Engine.arrays`."""
+        return resident_arrays(self._index) if self.resident else super().arrays()
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        """See :meth:`Engine.infer_resident`."""
+        if not self.resident:
+            self.infer(batch, out)
+            return
+        element = np.float16 if self._half_io else np.float32
+        with arrays.step():
+            feed = batch.astype(element, copy=False)
+            answer = arrays.xp.empty(out.shape, element) if self._half_io else out
+        with self._named():
+            binding = self._session.io_binding()
+            for bind, name, array in (
+                (binding.bind_input, INPUT_NAME, feed),
+                (binding.bind_output, OUTPUT_NAME, answer),
+            ):
+                at = array.data.ptr
+                bind(name, self._kind, self._index, element, array.shape, at)
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        if answer is not out:
+            with arrays.step():
+                out[...] = answer
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the library raises, as an error of ours."""
+        try:
+            yield
+        except Exception as error:
+            text = (
+                f"ONNX Runtime failed on {self.device} at batch {self.batch}: {error}"
+            )
+            if self.device != "cpu" and _NO_MEMORY.search(str(error)):
+                raise GpuMemoryError(text, self.batch) from error
+            raise EngineError(text) from error
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""

@@ -12,6 +12,7 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import EngineError
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
+from neurodeploy_runtime.engines._resident import why_not_resident
 
 
 def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
@@ -22,7 +23,7 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
         return "OpenVINO does not run on NVIDIA GPUs: use --device cpu"
     if settings.precision == "fp16":
         return "OpenVINO on a CPU computes in fp32 or bf16: use one of them"
-    return None
+    return why_not_resident(settings)
 
 
 class OpenVinoEngine(Engine):

@@ -11,12 +11,19 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import (
     BundleError,
     DeviceError,
+    GpuMemoryError,
     NeurodeployError,
     SettingsError,
 )
+from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cuda_driver import Device, gpus
+from neurodeploy_runtime.engines._resident import (
+    resident_arrays,
+    stays_resident,
+    why_not_resident,
+)
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
 
 
@@ -26,7 +33,7 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
         _choose(bundle, settings)
     except NeurodeployError as error:
         return str(error)
-    return None
+    return why_not_resident(settings)
 
 
 def _choose(
@@ -109,6 +116,7 @@ class TensorRtEngine(Engine):
                 f"{bundle.path}`"
             )
         self._record = record
+        self.resident = stays_resident(settings)
         self._gpu = Device(index)
         try:
             self._session = TensorRtSession(
@@ -119,13 +127,28 @@ class TensorRtEngine(Engine):
                 self.output_shape,
                 host_code=identity.version_compatible,
             )
-        except BaseException:
+        except BaseException as error:
             self._gpu.close()
+            if isinstance(error, GpuMemoryError):
+                error.batch = self.batch
             raise
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
         self._session.infer(batch, out)
+
+    def arrays(self) -> Arrays:
+        """See :meth:`Engine.arrays`."""
+        if not self.resident:
+            return super().arrays()
+        return resident_arrays(self._gpu.gpu.index)
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        """See :meth:`Engine.infer_resident`."""
+        if self.resident:
+            self._session.infer_resident(batch, out, arrays)
+        else:
+            self.infer(batch, out)
 
     def describe(self) -> dict[str, Any]:
         """What runs where, and what was read back of the engine's precision."""

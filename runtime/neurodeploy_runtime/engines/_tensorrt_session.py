@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import EngineError
+from neurodeploy_runtime._errors import EngineError, GpuMemoryError
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
+from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines._cuda_driver import Device
 
 
@@ -101,9 +102,10 @@ class TensorRtSession:
             dtypes[name] = np.dtype(types[kind])
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise EngineError(
+            raise GpuMemoryError(
                 f"no memory for the engine on {device.gpu.name} "
-                f"({self._log.said()}): use a smaller --batch"
+                f"({self._log.said()}): use a smaller --batch",
+                input_shape[0],
             )
         if not self._context.set_input_shape(INPUT_NAME, input_shape):
             raise EngineError(
@@ -114,15 +116,14 @@ class TensorRtSession:
         got = tuple(self._context.get_tensor_shape(OUTPUT_NAME))
         if missing or got != output_shape:
             raise EngineError(f"the engine gives {got}, the model says {output_shape}")
+        self._dtypes = dtypes
         self._in = device.pinned(input_shape, dtypes[INPUT_NAME])
         self._out = device.pinned(output_shape, dtypes[OUTPUT_NAME])
         self._addresses = {
             INPUT_NAME: device.allocate(self._in.nbytes),
             OUTPUT_NAME: device.allocate(self._out.nbytes),
         }
-        for name, address in self._addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise EngineError(f"TensorRT refuses the memory of {name}")
+        self._bind(self._addresses)
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Run; `batch` and `out` may be used again as soon as it returns."""
@@ -130,11 +131,34 @@ class TensorRtSession:
         device.make_current()
         np.copyto(self._in, batch, casting="same_kind")
         device.upload(self._in, self._addresses[INPUT_NAME])
-        if not self._context.execute_async_v3(device.stream):
-            raise EngineError(f"TensorRT could not run: {self._log.said()}")
+        self._bind(self._addresses)
+        self._execute()
         device.download(self._addresses[OUTPUT_NAME], self._out)
         device.synchronise()
         np.copyto(out, self._out)
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        """Run on arrays that lie on this GPU; done when it returns."""
+        into, outof = self._dtypes[INPUT_NAME], self._dtypes[OUTPUT_NAME]
+        with arrays.step():
+            feed = batch.astype(into, copy=False)
+            answer = out if out.dtype == outof else arrays.xp.empty(out.shape, outof)
+        self._device.make_current()
+        self._bind({INPUT_NAME: feed.data.ptr, OUTPUT_NAME: answer.data.ptr})
+        self._execute()
+        self._device.synchronise()
+        if answer is not out:
+            with arrays.step():
+                out[...] = answer
+
+    def _bind(self, addresses: dict[str, int]) -> None:
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise EngineError(f"TensorRT refuses the memory of {name}")
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._device.stream):
+            raise EngineError(f"TensorRT could not run: {self._log.said()}")
 
     def close(self) -> None:
         """Give back the context, then the engine, then its runtime."""

@@ -21,6 +21,7 @@ from neurodeploy_runtime.engines import (
     EngineSettings,
     choose_engine,
     open_engine,
+    open_engines,
 )
 from neurodeploy_runtime.live._segmenter import (
     UNKNOWN_DEPTH,
@@ -121,8 +122,8 @@ def measure_rig(
     opened = engine is None
     if engine is None:
         choice = choose_engine(bundle, settings.engine)
-        not_used = list(choice.passed_over)
-        engine = choice.adapter.open(bundle, choice.settings)
+        (engine,) = open_engines(bundle, [choice])
+        not_used = [*choice.passed_over, *engine.notes]
     try:
         engine.warm_up()
         plan = TilePlan.of(bundle.spec, (UNKNOWN_DEPTH, *plane_shape), settings.overlap)

@@ -28,12 +28,11 @@ from neurodeploy_runtime._errors import (
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._normalise import Histogram, Normalisation
-from neurodeploy_runtime._outlet import quantise
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._rss import machine_memory
 from neurodeploy_runtime._stream import RegionStream, StreamBuffers
-from neurodeploy_runtime.engines import Engine, choose_engine
+from neurodeploy_runtime.engines import Engine, choose_engine, open_engines
 from neurodeploy_runtime.live._delivery import Delivery
 from neurodeploy_runtime.live._latency import Latencies
 from neurodeploy_runtime.live._outlet import Outlet
@@ -155,13 +154,11 @@ class LiveSegmenter:
         self.passed_over: tuple[str, ...] = ()
         if engines is None:
             choice = choose_engine(self.bundle, settings.engine)
-            self.passed_over = choice.passed_over
-            engines = self._owned = [choice.adapter.open(self.bundle, choice.settings)]
+            engines = self._owned = open_engines(self.bundle, [choice])
+            self.passed_over = (*choice.passed_over, *engines[0].notes)
         self.engines = engines
         self._on_plane = on_plane
         try:
-            for engine in self._owned:
-                engine.warm_up()
             self.buffer_bytes = self._checked_bytes()
             self._ring = PlaneRing(self.ring_planes, self.plane_shape, self.dtype)
             self._buffers = StreamBuffers.of(self._plan, self._region, engines)
@@ -701,7 +698,7 @@ class LiveSegmenter:
 
     def _finish_plane(self, z: int, blend: BlendRing) -> None:
         voxels = self._pool.take()
-        quantise(self.settings.output_kind, self._threshold, blend.plane_of(z), voxels)
+        blend.quantise(z, self.settings.output_kind, self._threshold, voxels)
         voxels.flags.writeable = False
         if self._projection is not None:
             self._projection.add(voxels)

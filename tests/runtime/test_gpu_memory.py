@@ -1,0 +1,138 @@
+"""A batch that a GPU's memory does not hold is halved, and everybody is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Bundle,
+    EngineError,
+    EngineSettings,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+)
+from neurodeploy_runtime._errors import GpuMemoryError
+from neurodeploy_runtime.engines import Choice, Engine, _choose, open_engines
+from neurodeploy_runtime.engines._choose import Adapter
+from neurodeploy_runtime.engines._cuda_driver import Device
+from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
+from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
+
+MakeBundle = Callable[..., Bundle]
+
+
+class Small(NumpyEngine):
+    """A GPU that holds `room` tiles at most."""
+
+    room = 2
+    closed: list[int]
+
+    def infer(self, batch: Any, out: Any) -> None:
+        if self.batch > self.room:
+            raise GpuMemoryError(f"{self.batch} tiles do not fit", self.batch)
+        super().infer(batch, out)
+
+    def close(self) -> None:
+        self.closed.append(self.batch)
+
+
+@pytest.fixture
+def adapter(make_identity_bundle: MakeBundle) -> Adapter:
+    Small.closed = []
+
+    def opener(bundle: Bundle, settings: EngineSettings) -> Engine:
+        return Small(bundle, batch=settings.batch or 8)
+
+    return Adapter("fake", "cuda", lambda bundle, settings: None, opener)
+
+
+def test_a_run_goes_on_with_a_smaller_batch_and_says_so(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    monkeypatch.setattr(_choose, "ADAPTERS", (adapter,))
+    settings = SegmentSettings(
+        engine=EngineSettings(device="cuda:0"),
+        normalisation=Normalisation("unit", 0, 255),
+    )
+    volume = np.random.default_rng(0).integers(0, 256, (20, 30, 40), np.uint8)
+    with Segmenter(bundle, settings) as segmenter:
+        report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    assert report.provenance["engine"]["batch"] == 2
+    assert report.provenance["notes"]["passed_over"] == [
+        "batch 8, 4 instead: 8 tiles do not fit",
+        "batch 4, 2 instead: 4 tiles do not fit",
+    ]
+    assert Small.closed == [8, 4, 2]
+
+
+def test_several_gpus_keep_one_batch(
+    make_identity_bundle: MakeBundle, adapter: Adapter
+) -> None:
+    bundle = make_identity_bundle()
+    choices = [Choice(adapter, EngineSettings(batch=b), ()) for b in (2, 2)]
+    assert [engine.batch for engine in open_engines(bundle, choices)] == [2, 2]
+    more = [Choice(adapter, EngineSettings(batch=b), ()) for b in (3, 3)]
+    assert [engine.batch for engine in open_engines(bundle, more)] == [1, 1]
+
+
+def test_a_single_tile_that_does_not_fit_is_an_error(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Small, "room", 0)
+    choices = [Choice(adapter, EngineSettings(), ())]
+    with pytest.raises(GpuMemoryError, match="1 tiles do not fit"):
+        open_engines(make_identity_bundle(), choices)
+    assert Small.closed == [8, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ("BFCArena::AllocateRawInternal Failed to allocate memory", GpuMemoryError),
+        ("CUDA failure 2: out of memory ; GPU=0", GpuMemoryError),
+        ("CUDNN_STATUS_ALLOC_FAILED", GpuMemoryError),
+        ("CUDA failure 700: an illegal memory access", EngineError),
+    ],
+)
+def test_what_onnxruntime_says_of_memory_is_understood(
+    make_identity_bundle: MakeBundle, says: str, kind: type[EngineError]
+) -> None:
+    settings = EngineSettings(device="cpu", batch=2)
+    with OnnxRuntimeEngine(make_identity_bundle(), settings) as engine:
+        engine.device = "cuda:0"
+        with (
+            pytest.raises(EngineError, match="failed on cuda:0 at batch 2") as caught,
+            engine._named(),
+        ):
+            raise RuntimeError(says)
+        assert type(caught.value) is kind
+        assert getattr(caught.value, "batch", 2) == 2
+
+
+def test_what_the_driver_says_of_memory_is_understood() -> None:
+    driver = FakeDriver()
+    device = Device(0, driver)
+    driver.fails["cuMemAlloc_v2"] = 2
+    shape = 4, 1, 4, 8, 8
+    with pytest.raises(GpuMemoryError, match=r"allocate .* bytes on Fake GPU"):
+        TensorRtSession(FakeTensorRt(VERSIONS[-1]), b"a plan", device, shape, shape)
+    driver.fails["cuMemAlloc_v2"] = 700
+    with pytest.raises(EngineError) as caught:
+        device.allocate(100)
+    assert not isinstance(caught.value, GpuMemoryError)

@@ -1,0 +1,246 @@
+"""Tiles that stay on a GPU give the bits of tiles on the host.
+
+The GPU is this process's own memory (``fake_cupy``); the kernels are the real ones,
+compiled by a C compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from fake_cupy import COMPILER, FakeCupy
+from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt, Script
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Bundle,
+    DeviceError,
+    EngineSettings,
+    MemoryCapError,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    SettingsError,
+    SkipSettings,
+    _run,
+)
+from neurodeploy_runtime.arrays import Arrays, _cuda
+from neurodeploy_runtime.engines import _onnxruntime, _resident, choose_engines
+from neurodeploy_runtime.engines._cuda_driver import Device
+from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
+from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler is here")
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    fake = FakeCupy(tmp_path)
+    monkeypatch.setattr(_cuda, "_import_cupy", lambda: fake)
+    monkeypatch.setattr(_cuda, "why_not", lambda: None)
+    return fake
+
+
+class GpuNumpyEngine(NumpyEngine):
+    """A network of NumPy whose tiles lie on a GPU."""
+
+    resident = True
+
+    def arrays(self) -> Arrays:
+        return _resident.resident_arrays(0)
+
+    def infer(self, batch: Any, out: Any) -> None:
+        assert type(batch) is np.ndarray
+        super().infer(batch, out)
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        host = np.empty(out.shape, np.float32)
+        super().infer(arrays.fetch(batch), host)
+        with arrays.step():
+            out.set(host)
+
+
+def wave(batch: Any) -> Any:
+    """Every voxel's answer depends on where in its tile it lies: seams would show."""
+    z, y, x = (np.arange(n, dtype=np.float32) for n in batch.shape[2:])
+    ramp = z[:, None, None] / 40 + y[:, None] / 90 + x / 70
+    answer: Any = 1 / (1 + np.exp(1 - batch - np.sin(ramp)))
+    return answer.astype(np.float32)
+
+
+VOLUME = np.random.default_rng(7).integers(0, 4000, (37, 50, 61), np.uint16)
+ASINH = Normalisation("background-asinh", 1500.0, 300.0)
+
+
+def segmented(
+    engine: NumpyEngine, volume: Any, out: Path, **settings: Any
+) -> tuple[Any, Any]:
+    chosen = SegmentSettings(
+        **{"normalisation": ASINH, "output_kind": "both", **settings}
+    )
+    segmenter = Segmenter(engine.bundle, chosen, engines=[engine])
+    report = segmenter.segment(ArraySource(volume), out)
+    assert report is not None
+    files = [tifffile.imread(path) for path in report.outputs]
+    files += [tifffile.imread(path) for path in out.parent.glob(f"{out.stem}*seam*")]
+    return files, report
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("uint8", {"normalisation": Normalisation("background-asinh", 90.0, 20.0)}),
+        ("uint16", {}),
+        ("int16", {}),
+        ("float32", {}),
+        ("uint16", {"seam_map": True, "flips": True}),
+        ("uint16", {"normalisation": Normalisation("unit", 0, 2000)}),
+        (
+            "uint16",
+            {"skip": SkipSettings(limit_sigma=7, audit_share=0.5, limit_lost=1)},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
+)
+def test_the_bits_are_those_of_the_host(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    cupy: FakeCupy,
+    dtype: str,
+    settings: dict[str, Any],
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 24), overlap=(0.25, 0.25, 0.25))
+    volume = (VOLUME // 16 if dtype == "uint8" else VOLUME).astype(dtype)
+    (tmp_path / "host").mkdir()
+    (tmp_path / "gpu").mkdir()
+    host, first = segmented(
+        NumpyEngine(bundle, wave, batch=3), volume, tmp_path / "host/a.tif", **settings
+    )
+    gpu, second = segmented(
+        GpuNumpyEngine(bundle, wave, batch=3),
+        volume,
+        tmp_path / "gpu/a.tif",
+        **settings,
+    )
+    assert len(host) == 2 + ("seam_map" in settings)
+    for a, b in zip(host, gpu, strict=True):
+        assert np.array_equal(a, b)
+        assert len(np.unique(a)) > 1
+    assert cupy.synchronised > 100
+    assert first.provenance["tiles_on"] == "host"
+    assert second.provenance["tiles_on"] == "cuda:0"
+    assert first.skip == second.skip
+
+
+def test_a_gpu_that_rounds_otherwise_is_refused(
+    make_identity_bundle: MakeBundle, cupy: FakeCupy
+) -> None:
+    cupy.spoil = lambda source: source.replace("255.0f", "254.9f", 1)
+    with pytest.raises(DeviceError, match=r"not give the bits.*--blend-on host"):
+        GpuNumpyEngine(make_identity_bundle()).arrays()
+
+
+def test_a_cupy_that_cannot_work_is_a_sentence(
+    make_identity_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ImportError("libnvrtc.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(_cuda, "_import_cupy", broken)
+    with pytest.raises(DeviceError, match=r"GPU 0 .*libnvrtc.*--blend-on host"):
+        GpuNumpyEngine(make_identity_bundle()).arrays()
+
+
+def test_a_small_gpu_cuts_the_planes_and_a_tiny_one_is_refused(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    cupy: FakeCupy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sums of a region lie on the GPU: its memory decides, too, how large it is."""
+    monkeypatch.setattr(_run, "default_grain", lambda *of: (64, 64, 40))
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    volume = np.random.default_rng(0).integers(0, 4000, (20, 300, 40), np.uint16)
+    engine = GpuNumpyEngine(bundle, wave)
+    whole, once = segmented(engine, volume, tmp_path / "whole.tif")
+    cupy.cuda.Device.mem_info = (300_000, 10**9)
+    cut, twice = segmented(engine, volume, tmp_path / "cut.tif")
+    assert all(np.array_equal(a, b) for a, b in zip(whole, cut, strict=True))
+    assert twice.tiles_run > once.tiles_run
+    cupy.cuda.Device.mem_info = (1000, 10**9)
+    with pytest.raises(MemoryCapError, match=r"of the GPU, which has 0.00 GB left"):
+        segmented(engine, volume, tmp_path / "none.tif")
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        (EngineSettings(device="cpu", blend_on="gpu"), "an engine there, not on cpu"),
+        (EngineSettings(device="cuda:0,cuda:1", blend_on="gpu"), "no memory in common"),
+    ],
+)
+def test_a_gpu_to_blend_on_that_is_not_there_is_refused(
+    make_identity_bundle: MakeBundle, asked: EngineSettings, match: str
+) -> None:
+    with pytest.raises((DeviceError, SettingsError), match=match):
+        choose_engines(make_identity_bundle(), asked)
+
+
+def test_onnxruntime_reads_and_writes_where_the_tiles_lie(
+    make_identity_bundle: MakeBundle, cupy: FakeCupy
+) -> None:
+    """Its session of the CPU, bound to addresses as one of CUDA would be."""
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    with OnnxRuntimeEngine(bundle, EngineSettings(device="cpu", batch=2)) as engine:
+        assert not engine.resident
+        batch = np.random.default_rng(0).random(engine.input_shape, np.float32)
+        wanted = np.empty(engine.output_shape, np.float32)
+        engine.infer(batch, wanted)
+        engine.resident = True
+        arrays = engine.arrays()
+        out = arrays.zeros(engine.output_shape)
+        engine.infer_resident(arrays.keep(batch), out, arrays)
+        assert np.array_equal(arrays.fetch(out), wanted)
+        assert wanted.any()
+
+
+@pytest.mark.parametrize("edge", ["FLOAT", "HALF"])
+def test_tensorrt_reads_and_writes_where_the_tiles_lie(
+    cupy: FakeCupy, edge: str
+) -> None:
+    """And goes back to its own memory for a batch of the host's."""
+    script = Script(edge=edge, network=lambda x: x * x.dtype.type(0.5))
+    trt = FakeTensorRt(VERSIONS[-1], script)
+    device = Device(0, FakeDriver())
+    batch = np.random.default_rng(0).random((2, 1, 4, 8, 8), np.float32)
+    session = TensorRtSession(trt, b"a plan", device, batch.shape, batch.shape)
+    wanted, again = np.empty_like(batch), np.empty_like(batch)
+    session.infer(batch, wanted)
+    arrays = _resident.resident_arrays(0)
+    voxels, out = arrays.keep(batch), arrays.zeros(batch.shape)
+    session.infer_resident(voxels, out, arrays)
+    assert np.array_equal(arrays.fetch(out), wanted)
+    assert np.allclose(wanted, batch / 2, atol=1e-3)
+    session.infer(1 - batch, again)
+    assert np.allclose(again, (1 - batch) / 2, atol=1e-3)
+    assert np.array_equal(arrays.fetch(out), wanted)
+    session.close()
+    device.close()
+
+
+def test_auto_takes_the_gpu_where_cupy_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "why_not", lambda: None)
+    assert _resident.stays_resident(EngineSettings(device="cuda:0"))
+    assert not _resident.stays_resident(EngineSettings(blend_on="host"))
+    monkeypatch.setattr(_cuda, "why_not", lambda: "not installed")
+    assert not _resident.stays_resident(EngineSettings(device="cuda:0"))
+    asked = EngineSettings(device="cuda:0", blend_on="gpu")
+    assert _onnxruntime.why_not_resident(asked) == "not installed"
