@@ -6,7 +6,7 @@ compiled by a C compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ from neurodeploy_runtime import (
     _run,
 )
 from neurodeploy_runtime.arrays import Arrays, _cuda
-from neurodeploy_runtime.engines import _onnxruntime, _resident, choose_engines
+from neurodeploy_runtime.engines import (
+    Engine,
+    _onnxruntime,
+    _resident,
+    choose_engines,
+)
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
@@ -81,12 +86,12 @@ ASINH = Normalisation("background-asinh", 1500.0, 300.0)
 
 
 def segmented(
-    engine: NumpyEngine, volume: Any, out: Path, **settings: Any
+    engines: Sequence[Engine], volume: Any, out: Path, **settings: Any
 ) -> tuple[Any, Any]:
     chosen = SegmentSettings(
         **{"normalisation": ASINH, "output_kind": "both", **settings}
     )
-    segmenter = Segmenter(engine.bundle, chosen, engines=[engine])
+    segmenter = Segmenter(engines[0].bundle, chosen, engines=list(engines))
     report = segmenter.segment(ArraySource(volume), out)
     assert report is not None
     files = [tifffile.imread(path) for path in report.outputs]
@@ -105,7 +110,7 @@ def segmented(
         ("uint16", {"normalisation": Normalisation("unit", 0, 2000)}),
         (
             "uint16",
-            {"skip": SkipSettings(limit_sigma=7, audit_share=0.5, limit_lost=1)},
+            {"skip": SkipSettings(limit_sigma=8.27, audit_share=0.5, limit_lost=1e3)},
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
@@ -122,10 +127,13 @@ def test_the_bits_are_those_of_the_host(
     (tmp_path / "host").mkdir()
     (tmp_path / "gpu").mkdir()
     host, first = segmented(
-        NumpyEngine(bundle, wave, batch=3), volume, tmp_path / "host/a.tif", **settings
+        [NumpyEngine(bundle, wave, batch=3)],
+        volume,
+        tmp_path / "host/a.tif",
+        **settings,
     )
     gpu, second = segmented(
-        GpuNumpyEngine(bundle, wave, batch=3),
+        [GpuNumpyEngine(bundle, wave, batch=3)],
         volume,
         tmp_path / "gpu/a.tif",
         **settings,
@@ -138,6 +146,20 @@ def test_the_bits_are_those_of_the_host(
     assert first.provenance["tiles_on"] == "host"
     assert second.provenance["tiles_on"] == "cuda:0"
     assert first.skip == second.skip
+    if first.skip is not None:
+        assert first.skip["audited"] > 5
+        assert first.skip["audited"] < first.skip["skipped"] < first.skip["tiles"]
+
+
+def test_several_gpus_have_the_host_in_common(
+    make_identity_bundle: MakeBundle, tmp_path: Path, cupy: FakeCupy
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 24))
+    one, _ = segmented([NumpyEngine(bundle, wave)], VOLUME, tmp_path / "one.tif")
+    engines = [GpuNumpyEngine(bundle, wave) for _ in range(2)]
+    two, report = segmented(engines, VOLUME, tmp_path / "two.tif")
+    assert report.provenance["tiles_on"] == "host"
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_a_gpu_that_rounds_otherwise_is_refused(
@@ -170,14 +192,14 @@ def test_a_small_gpu_cuts_the_planes_and_a_tiny_one_is_refused(
     bundle = make_identity_bundle(tile=(8, 16, 16))
     volume = np.random.default_rng(0).integers(0, 4000, (20, 300, 40), np.uint16)
     engine = GpuNumpyEngine(bundle, wave)
-    whole, once = segmented(engine, volume, tmp_path / "whole.tif")
+    whole, once = segmented([engine], volume, tmp_path / "whole.tif")
     cupy.cuda.Device.mem_info = (300_000, 10**9)
-    cut, twice = segmented(engine, volume, tmp_path / "cut.tif")
+    cut, twice = segmented([engine], volume, tmp_path / "cut.tif")
     assert all(np.array_equal(a, b) for a, b in zip(whole, cut, strict=True))
     assert twice.tiles_run > once.tiles_run
     cupy.cuda.Device.mem_info = (1000, 10**9)
     with pytest.raises(MemoryCapError, match=r"of the GPU, which has 0.00 GB left"):
-        segmented(engine, volume, tmp_path / "none.tif")
+        segmented([engine], volume, tmp_path / "none.tif")
 
 
 @pytest.mark.parametrize(
