@@ -122,7 +122,7 @@ def input_options(function: F) -> F:
                 "--voxel-size",
                 "voxel_size_um",
                 type=Triple(whole=False),
-                help="Micrometres, whatever the file says.",
+                help="Micrometres at the level that is read, whatever the file says.",
             ),
         ],
     )

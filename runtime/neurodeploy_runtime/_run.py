@@ -22,7 +22,6 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
     InputError,
-    OutputError,
     ResumeError,
     RunError,
     SettingsError,
@@ -482,7 +481,10 @@ class SegmentRun:
         try:
             save_projections(path, image, result)
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
+            raise WriteError(
+                f"cannot write {path} ({error}): make room, then run the same command "
+                "again"
+            ) from error
 
     def _tell(self) -> None:
         if self._progress is not None:

@@ -29,6 +29,7 @@ from neurodeploy_runtime import (
     WriteError,
     open_volume,
 )
+from neurodeploy_runtime import _run as run_module
 from neurodeploy_runtime._journal import Journal
 
 MakeBundle = Callable[..., Bundle]
@@ -322,6 +323,28 @@ def test_an_existing_result_is_never_replaced_unasked(
     assert output.read_bytes() == b"years of work"
     segmenter(bundle).segment(ArraySource(noise((4, 20, 20))), output, overwrite=True)
     assert tifffile.imread(output).shape == (4, 20, 20)
+
+
+def test_a_picture_that_does_not_fit_on_the_disk_loses_nothing(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the projections on the way; it is no wrong request, and work was done."""
+
+    def full(path: Path, *projections: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_projections", full)
+        with pytest.raises(WriteError, match="make room, then run the same") as caught:
+            segmenter(bundle).segment(source, output)
+    assert caught.value.exit_code == 1
+    assert not output.exists()
+    report = segmenter(bundle).segment(source, output)
+    assert report.resumed_voxels > 0
+    assert (tifffile.imread(output) == source._array).all()
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_continues(
