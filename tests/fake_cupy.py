@@ -88,6 +88,22 @@ class GpuArray(np.ndarray[Any, Any]):
         super().fill(value)
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's: a MemoryError."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's: a RuntimeError."""
+
+
+class CUDADriverError(RuntimeError):
+    """As CuPy's: a RuntimeError."""
+
+
+class CompileException(Exception):
+    """As CuPy's: an Exception."""
+
+
 class _Current:
     def __init__(self, module: FakeCupy, name: str) -> None:
         self._here, self._name = module.here, name
@@ -110,6 +126,9 @@ class FakeCupy:
         self.synchronised = 0
         #: Changes what a kernel's source says, to see that somebody notices.
         self.spoil = lambda source: source
+        #: So many more arrays fit; None: any number.
+        self.room: int | None = None
+        self.pools = 0
         module = self
 
         class Device(_Current):
@@ -128,7 +147,18 @@ class FakeCupy:
             def synchronize(self) -> None:
                 module.synchronised += 1
 
+        class MemoryPool:
+            def __init__(self) -> None:
+                module.pools += 1
+                self.malloc = self
+
         self.cuda = SimpleNamespace(
+            MemoryPool=MemoryPool,
+            using_allocator=lambda pool: _Current(module, "pools_in_use"),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
+            compiler=SimpleNamespace(CompileException=CompileException),
             Device=Device,
             Stream=Stream,
             get_current_stream=lambda: module.here.streams[-1],
@@ -136,7 +166,10 @@ class FakeCupy:
         )
 
     def require_stream(self) -> None:
-        if not getattr(self.here, "streams", None):
+        if not (
+            getattr(self.here, "streams", None)
+            and getattr(self.here, "pools_in_use", None)
+        ):
             raise RuntimeError("work outside of a step would not be waited for")
 
     def on_gpu(self, array: Any) -> Any:
@@ -146,6 +179,10 @@ class FakeCupy:
 
     def zeros(self, shape: Any, dtype: Any) -> Any:
         self.require_stream()
+        if self.room is not None:
+            self.room -= 1
+            if self.room < 0:
+                raise OutOfMemoryError("Out of memory allocating 512 bytes")
         return self.on_gpu(np.zeros(shape, dtype))
 
     empty = zeros

@@ -101,6 +101,14 @@ class Journal:
         mine = json.loads(json.dumps(plan["identity"]))
         theirs = self.read_plan().get("identity", {})
         different = _differences(theirs, mine)
+        if len(different) == 1 and different[0].startswith("engine.batch "):
+            # A GPU with less room than then, or more, may be all that changed.
+            raise ResumeError(
+                f"{self.folder} holds an unfinished run with "
+                f"{different[0].removeprefix('engine.')}: pass --batch "
+                f"{theirs['engine']['batch']} to go on with it, or --overwrite to "
+                "start again"
+            )
         if different:
             raise ResumeError(
                 f"{self.folder} holds an unfinished run that differs in "

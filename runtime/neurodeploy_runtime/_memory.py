@@ -73,8 +73,11 @@ class Footprint:
         area = region.shape[1] * region.shape[2]
         blend = plan.window[0] * area * 4 * (2 if self.seam else 1)
         slots = self.slots * self.batch * 4 * (prod(plan.tile) + prod(plan.window))
-        # One plane of levels leaves a GPU at a time.
-        return blend + slots + (0 if self.gpu_bytes is None else area)
+        if self.gpu_bytes is None:
+            return blend + slots
+        # One plane of levels leaves at a time; flips, half precision, the raw tile
+        # and the weights are less than two slots.
+        return blend + slots + 2 * slots // self.slots + area
 
 
 @dataclass(frozen=True)

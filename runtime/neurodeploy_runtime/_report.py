@@ -22,6 +22,8 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx",
     "tensorstore",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
 )
 
 

@@ -15,7 +15,7 @@ from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._provenance import read_report
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
-from neurodeploy_runtime.engines import EngineSettings, same_engine
+from neurodeploy_runtime.engines import EngineSettings, PlaceName, same_engine
 from neurodeploy_runtime.volumes import open_volume
 
 
@@ -62,14 +62,18 @@ def reproduce(
         opened = dict(provenance["notes"].get("opened_with", {}))
         path = source_path or provenance["input_file"]["path"]
         fingerprint = provenance["input"]["fingerprint"]
+        # Where tiles are blended changes no bit: it names no other engine.
+        place: PlaceName = "auto" if engine is None else engine.blend_on
         settings = SegmentSettings(
-            engine=engine
-            or EngineSettings(
+            engine=EngineSettings(
                 engine=made["engine"],
                 device=made["device"],
                 precision=made["precision"],
                 batch=made["batch"],
-            ),
+                blend_on=place,
+            )
+            if engine is None or replace(engine, blend_on="auto") == EngineSettings()
+            else engine,
             threshold=provenance["threshold"],
             overlap=_overlap(tiles, bundle),
             output_kind="mask"

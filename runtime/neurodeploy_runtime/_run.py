@@ -22,6 +22,7 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
     InputError,
+    MemoryCapError,
     ResumeError,
     RunError,
     SettingsError,
@@ -241,7 +242,22 @@ class SegmentRun:
         return self._kind
 
     def plan_memory(self) -> MemoryPlan:
-        """The regions in which the memory cap holds; nothing is written."""
+        """The regions in which the memory cap holds; nothing is written.
+
+        Tiles that nobody asked to have on a GPU leave it where it is too small.
+        """
+        try:
+            return self._plan_memory()
+        except MemoryCapError as error:
+            asked = self._settings.engine.blend_on == "gpu"
+            if self._arrays.free_bytes is None or asked:
+                raise
+            self._engines[0].resident = False
+            self._arrays = arrays_of(self._engines)
+            self._warnings.append(f"tiles are blended on the host: {error}")
+            return self._plan_memory()
+
+    def _plan_memory(self) -> MemoryPlan:
         cap = self._settings.memory_bytes
         if cap is None:
             cap = (machine_memory() or 8_000_000_000) // 2

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._tissue import TissueMask
-from neurodeploy_runtime.arrays import Arrays, HostArrays, Normaliser
+from neurodeploy_runtime.arrays import Arrays, HostArrays, Normaliser, PlaneKind
 from neurodeploy_runtime.engines import Engine
 
 Emit = Callable[[int, BlendRing], None]
@@ -108,6 +108,20 @@ class StreamBuffers:
         buffers.reset()
         return buffers
 
+    def warm_up(self, engine: Engine, dtype: np.dtype[Any]) -> None:
+        """Take every step once: kernels are compiled, and no memory is left to take."""
+        slot, arrays = self.slots[0], self.arrays
+        plain = arrays.prepare(Normalisation("background-asinh", 0.0, 1.0), dtype)
+        raw = np.zeros(slot.voxels.shape[2:], dtype)
+        arrays.normalise([raw], plain, slot.voxels[0, 0])
+        engine.infer_resident(slot.voxels, slot.answer, arrays)
+        with arrays.step():
+            self.blend.add(0, 0, 0, slot.answer[0, 0], last=False)
+        levels = np.empty(self.blend.plane, np.uint8)
+        for kind in get_args(PlaneKind):
+            self.blend.quantise(0, kind, 0.5, levels)
+        self.reset()
+
     def reset(self) -> None:
         """Nothing has been added yet; and every page of it is there."""
         for z in range(self.depth):
@@ -116,7 +130,8 @@ class StreamBuffers:
 
 def arrays_of(engines: Sequence[Engine]) -> Arrays:
     """New arrays for a stream through these engines."""
-    return engines[0].arrays() if len(engines) == 1 else HostArrays()
+    alone = len(engines) == 1 and engines[0].resident
+    return engines[0].arrays() if alone else HostArrays()
 
 
 class RegionStream:
@@ -422,7 +437,7 @@ class RegionStream:
         self._ended_engine()
 
     def _infer_with(self, engine: Engine) -> Callable[[Any, Any], None]:
-        if len(self._engines) > 1:
+        if isinstance(self._arrays, HostArrays):
             return engine.infer
         return lambda batch, out: engine.infer_resident(batch, out, self._arrays)
 

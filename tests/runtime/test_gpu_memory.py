@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt
 from neurodeploy_runtime import (
     ArraySource,
     Bundle,
+    CancelledError,
     EngineError,
     EngineSettings,
     Normalisation,
     NumpyEngine,
+    Progress,
+    ResumeError,
     Segmenter,
     SegmentSettings,
 )
@@ -26,6 +31,7 @@ from neurodeploy_runtime.engines._choose import Adapter
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
+from neurodeploy_runtime.measure import sweep
 
 MakeBundle = Callable[..., Bundle]
 
@@ -136,3 +142,54 @@ def test_what_the_driver_says_of_memory_is_understood() -> None:
     with pytest.raises(EngineError) as caught:
         device.allocate(100)
     assert not isinstance(caught.value, GpuMemoryError)
+
+
+def test_going_on_with_less_memory_than_then_names_the_batch(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A smaller batch is another engine: its last bits may be others."""
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    monkeypatch.setattr(_choose, "ADAPTERS", (adapter,))
+    volume = ArraySource(np.zeros((200, 30, 40), np.uint8))
+
+    def run(batch: int | None = None, stop: bool = False) -> Any:
+        settings = SegmentSettings(
+            engine=EngineSettings(device="cuda:0", batch=batch),
+            normalisation=Normalisation("unit", 0, 255),
+        )
+        cancel = threading.Event()
+
+        def told(progress: Progress) -> None:
+            if stop and progress.done_voxels:
+                cancel.set()
+                # Two slabs go round: it cannot end before the writer goes on.
+                time.sleep(0.5)
+
+        with Segmenter(bundle, settings) as segmenter:
+            return segmenter.segment(
+                volume, tmp_path / "out.tif", progress=told, cancel=cancel
+            )
+
+    with pytest.raises(CancelledError):
+        run(stop=True)
+    monkeypatch.setattr(Small, "room", 4)
+    with pytest.raises(
+        ResumeError, match=r"batch .2 there, 4 .*: pass --batch 2 to go"
+    ):
+        run()
+    report = run(batch=2)
+    assert report.resumed_voxels > 0
+
+
+def test_a_batch_that_does_not_fit_is_no_figure(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_choose, "ADAPTERS", (adapter,))
+    settings = EngineSettings(device="cuda:0")
+    trials = sweep(make_identity_bundle(), settings, batches=[1, 2, 8], turns=1)
+    assert sorted(trial.settings.batch or 0 for trial in trials) == [1, 2]

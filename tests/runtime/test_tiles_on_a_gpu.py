@@ -6,6 +6,8 @@ compiled by a C compiler.
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,27 @@ from neurodeploy_runtime import (
     SettingsError,
     SkipSettings,
     _run,
+    open_volume,
+    reproduce,
 )
+from neurodeploy_runtime._errors import GpuMemoryError
 from neurodeploy_runtime.arrays import Arrays, _cuda
+from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines import (
+    Choice,
     Engine,
+    PlaceName,
     _onnxruntime,
     _resident,
     choose_engines,
+    open_engines,
 )
+from neurodeploy_runtime.engines._choose import Adapter
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
+from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
+from neurodeploy_runtime.rigs._shared_engine import SharedEngine
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler is here")
 
@@ -60,7 +72,7 @@ class GpuNumpyEngine(NumpyEngine):
     resident = True
 
     def arrays(self) -> Arrays:
-        return _resident.resident_arrays(0)
+        return CudaArrays(0)
 
     def infer(self, batch: Any, out: Any) -> None:
         assert type(batch) is np.ndarray
@@ -162,23 +174,132 @@ def test_several_gpus_have_the_host_in_common(
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_a_gpu_that_rounds_otherwise_is_refused(
-    make_identity_bundle: MakeBundle, cupy: FakeCupy
+def opened(bundle: Bundle, blend_on: PlaceName = "auto") -> Engine:
+    """As a run opens an engine: through what decides where its tiles lie."""
+
+    def make(bundle: Bundle, settings: EngineSettings) -> Engine:
+        return GpuNumpyEngine(bundle, wave)
+
+    adapter = Adapter("fake", "cuda", lambda bundle, settings: None, make)
+    settings = EngineSettings(device="cuda:0", blend_on=blend_on)
+    (engine,) = open_engines(bundle, [Choice(adapter, settings, ())])
+    return engine
+
+
+def no_import() -> None:
+    raise ImportError("libnvrtc.so.13: cannot open shared object file")
+
+
+def other_rounding(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.spoil = lambda source: source.replace("255.0f", "254.9f", 1)
+
+
+def not_to_import(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "_import_cupy", no_import)
+
+
+def old_driver(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*parts: str) -> None:
+        raise fake.cuda.runtime.CUDARuntimeError("driver version is insufficient")
+
+    monkeypatch.setattr(fake, "ElementwiseKernel", refuse)
+    _cuda._kernels.cache_clear()
+
+
+def no_memory(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.room = 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            other_rounding,
+            r"cuda:0 does not give the bits .*--blend-on host",
+        ),
+        (not_to_import, r"CuPy does not work here: .*libnvrtc.*--blend-on host"),
+        (old_driver, r"CuPy does not work here: cuda:0 failed .*insufficient"),
+        (no_memory, "cuda:0 has no memory left for tiles"),
+    ],
+)
+def test_where_cupy_does_not_work_tiles_stay_on_the_host_and_it_is_said(
+    make_identity_bundle: MakeBundle,
+    cupy: FakeCupy,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[FakeCupy, pytest.MonkeyPatch], None],
+    says: str,
 ) -> None:
-    cupy.spoil = lambda source: source.replace("255.0f", "254.9f", 1)
-    with pytest.raises(DeviceError, match=r"not give the bits.*--blend-on host"):
-        GpuNumpyEngine(make_identity_bundle()).arrays()
+    bundle = make_identity_bundle()
+    assert opened(bundle).resident
+    spoil(cupy, monkeypatch)
+    engine = opened(bundle)
+    assert not engine.resident
+    (note,) = engine.notes
+    assert re.search(f"tiles on the GPU: .*{says}", note)
+    with pytest.raises((DeviceError, GpuMemoryError), match=says):
+        opened(bundle, "gpu")
 
 
-def test_a_cupy_that_cannot_work_is_a_sentence(
-    make_identity_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+def test_memory_that_runs_out_on_the_way_is_a_sentence(
+    make_identity_bundle: MakeBundle, tmp_path: Path, cupy: FakeCupy
 ) -> None:
-    def broken() -> None:
-        raise ImportError("libnvrtc.so.12: cannot open shared object file")
+    engine = GpuNumpyEngine(make_identity_bundle(tile=(8, 16, 24)), wave)
+    cupy.room = 4
+    with pytest.raises(GpuMemoryError, match=r"no memory left .*smaller --batch"):
+        segmented([engine], VOLUME, tmp_path / "out.tif")
 
-    monkeypatch.setattr(_cuda, "_import_cupy", broken)
-    with pytest.raises(DeviceError, match=r"GPU 0 .*libnvrtc.*--blend-on host"):
-        GpuNumpyEngine(make_identity_bundle()).arrays()
+
+def test_a_live_stream_of_it_is_the_finished_file(
+    make_identity_bundle: MakeBundle, tmp_path: Path, cupy: FakeCupy
+) -> None:
+    """And nothing is taken from the GPU once it is open."""
+    bundle = make_identity_bundle(tile=(8, 16, 24))
+    files, _ = segmented([NumpyEngine(bundle, wave)], VOLUME, tmp_path / "whole.tif")
+    settings = LiveSettings(normalisation=ASINH, timeout_s=60)
+    shape = VOLUME.shape[1:]
+    with LiveSegmenter(
+        bundle, shape, "uint16", settings, engines=[GpuNumpyEngine(bundle, wave)]
+    ) as live:
+        # Results are not made of arrays of the GPU; the table is the one thing left.
+        cupy.room = 0
+        feeder = threading.Thread(
+            target=lambda: [*map(live.push, VOLUME), live.finish()]
+        )
+        feeder.start()
+        found = [plane.voxels for plane in live.planes()]
+        feeder.join()
+    assert np.array_equal(np.stack(found), files[0])
+
+
+def test_several_streams_share_one(
+    make_identity_bundle: MakeBundle, tmp_path: Path, cupy: FakeCupy
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 24))
+    engine = SharedEngine(GpuNumpyEngine(bundle, wave), threading.Lock())
+    host, _ = segmented([NumpyEngine(bundle, wave)], VOLUME, tmp_path / "host.tif")
+    shared, report = segmented([engine], VOLUME, tmp_path / "shared.tif")
+    assert report.provenance["tiles_on"] == "cuda:0"
+    assert all(np.array_equal(a, b) for a, b in zip(host, shared, strict=True))
+
+
+def test_a_result_is_run_again_where_one_likes(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """`--blend-on` names no other engine than the one that made it."""
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    tifffile.imwrite(tmp_path / "in.tif", VOLUME)
+    asked = EngineSettings(engine="onnxruntime", device="cpu", batch=3)
+    chosen = SegmentSettings(engine=asked, normalisation=ASINH)
+    with (
+        Segmenter(bundle, chosen) as segmenter,
+        open_volume(tmp_path / "in.tif") as source,
+    ):
+        segmenter.segment(source, tmp_path / "out.tif")
+    again = reproduce(
+        tmp_path / "out.tif", bundle, None, engine=EngineSettings(blend_on="host")
+    )
+    assert again.same_engine
+    assert again.differing == 0
 
 
 def test_a_small_gpu_cuts_the_planes_and_a_tiny_one_is_refused(
@@ -198,8 +319,14 @@ def test_a_small_gpu_cuts_the_planes_and_a_tiny_one_is_refused(
     assert all(np.array_equal(a, b) for a, b in zip(whole, cut, strict=True))
     assert twice.tiles_run > once.tiles_run
     cupy.cuda.Device.mem_info = (1000, 10**9)
-    with pytest.raises(MemoryCapError, match=r"of the GPU, which has 0.00 GB left"):
-        segmented([engine], volume, tmp_path / "none.tif")
+    asked = EngineSettings(blend_on="gpu")
+    says = r"of the GPU, which has 0.00 GB left"
+    with pytest.raises(MemoryCapError, match=says):
+        segmented([engine], volume, tmp_path / "none.tif", engine=asked)
+    left, report = segmented([engine], volume, tmp_path / "left.tif")
+    assert all(np.array_equal(a, b) for a, b in zip(whole, left, strict=True))
+    assert report.provenance["tiles_on"] == "host"
+    assert re.search(f"tiles are blended on the host: .*{says}", report.warnings[0])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +373,7 @@ def test_tensorrt_reads_and_writes_where_the_tiles_lie(
     session = TensorRtSession(trt, b"a plan", device, batch.shape, batch.shape)
     wanted, again = np.empty_like(batch), np.empty_like(batch)
     session.infer(batch, wanted)
-    arrays = _resident.resident_arrays(0)
+    arrays = CudaArrays(0)
     voxels, out = arrays.keep(batch), arrays.zeros(batch.shape)
     session.infer_resident(voxels, out, arrays)
     assert np.array_equal(arrays.fetch(out), wanted)

@@ -7,6 +7,7 @@ network, and a step ends when its stream is done.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._errors import EngineError, GpuMemoryError
 from neurodeploy_runtime.arrays._base import Arrays, Normaliser, PlaneKind
 
 #: Inputs, outputs and body, element by element. The intrinsics round after every
@@ -64,36 +66,70 @@ def why_not() -> str | None:
 class CudaArrays(Arrays):
     """CuPy arrays on one GPU, and a stream for each thread that works on them.
 
+    Their memory is a pool of their own, which goes back to the GPU with them.
+
     Raises
     ------
-    Exception
-        What CuPy raises where it does not fit the driver or finds no compiler; see
-        :func:`neurodeploy_runtime.engines.resident_arrays` for the sentence.
+    GpuMemoryError
+        The GPU has no memory left; any method may raise it.
+    EngineError
+        CuPy does not fit the driver, finds no compiler, or the GPU fails.
     """
 
     def __init__(self, index: int, cupy: Any | None = None) -> None:
         self.place = f"cuda:{index}"
-        self._cupy = cupy or _import_cupy()
+        try:
+            self._cupy = cupy or _import_cupy()
+        except Exception as error:
+            # An import of CuPy fails in as many ways as there are libraries it loads.
+            raise EngineError(
+                f"CuPy cannot be imported ({type(error).__name__}: {error})"
+            ) from error
         self.xp = self._cupy
-        self._device = self._cupy.cuda.Device(index)
-        self._of_thread = threading.local()
+        cuda = self._cupy.cuda
+        self._failures = (
+            cuda.runtime.CUDARuntimeError,
+            cuda.driver.CUDADriverError,
+            cuda.compiler.CompileException,
+        )
+        self._device = cuda.Device(index)
+        self._pool = cuda.MemoryPool()
+        #: By the thread's name: threads of a later stream take those of the earlier.
+        self._streams: dict[str, Any] = {}
         self._staging: dict[Any, tuple[NDArray[Any], Any]] = {}
         self._levels: dict[Any, Any] = {}
+        # What an earlier run held goes back now, and is counted as free.
+        gc.collect()
         with self.step():
             self._run = _kernels(self._cupy)
-        self.free_bytes = int(self._device.mem_info[0])
+            self.free_bytes = int(self._device.mem_info[0])
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """See :meth:`Arrays.step`."""
-        with self._device:
-            stream = getattr(self._of_thread, "stream", None)
-            if stream is None:
-                stream = self._cupy.cuda.Stream(non_blocking=True)
-                self._of_thread.stream = stream
-            with stream:
-                yield
-                stream.synchronize()
+        cuda = self._cupy.cuda
+        try:
+            with self._device, cuda.using_allocator(self._pool.malloc):
+                name = threading.current_thread().name
+                stream = self._streams.get(name)
+                if stream is None:
+                    stream = cuda.Stream(non_blocking=True)
+                    self._streams[name] = stream
+                with stream:
+                    try:
+                        yield
+                    finally:
+                        stream.synchronize()
+        except cuda.memory.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"{self.place} has no memory left for tiles ({error}): use a smaller "
+                "--batch, or --blend-on host",
+                batch=0,
+            ) from error
+        except self._failures as error:
+            raise EngineError(
+                f"{self.place} failed ({type(error).__name__}: {error})"
+            ) from error
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """See :meth:`Arrays.zeros`."""

@@ -11,6 +11,7 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import DeviceError, GpuMemoryError, SettingsError
 from neurodeploy_runtime.engines import _onnxruntime, _openvino, _tensorrt
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._resident import settle_residence
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -142,6 +143,8 @@ def open_engines(bundle: Bundle, choices: Sequence[Choice]) -> list[Engine]:
                 opened.append(choice.adapter.open(bundle, choice.settings))
                 opened[-1].notes = notes
                 opened[-1].warm_up()
+                if len(choices) == 1:
+                    settle_residence(opened[-1], choice.settings)
             same_engine(opened)
             return opened
         except BaseException as error:

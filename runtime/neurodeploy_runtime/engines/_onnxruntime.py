@@ -16,13 +16,10 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import DeviceError, EngineError, GpuMemoryError
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 from neurodeploy_runtime.arrays import Arrays
+from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
-from neurodeploy_runtime.engines._resident import (
-    resident_arrays,
-    stays_resident,
-    why_not_resident,
-)
+from neurodeploy_runtime.engines._resident import stays_resident, why_not_resident
 
 #: How the CUDA provider, CUDA itself and cuDNN say that memory is short.
 _NO_MEMORY = re.compile(
@@ -140,6 +137,8 @@ class OnnxRuntimeEngine(Engine):
                 "cuDNN libraries of this onnxruntime-gpu were not found; run "
                 "`neurodeploy doctor`, or pass --device cpu"
             )
+        # What fails on a GPU would be run again on the CPU, with other bits.
+        self._session.disable_fallback()
         self._half_io = self._session.get_inputs()[0].type == "tensor(float16)"
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
@@ -151,7 +150,7 @@ class OnnxRuntimeEngine(Engine):
 
     def arrays(self) -> Arrays:
         """See :meth:`Engine.arrays`."""
-        return resident_arrays(self._index) if self.resident else super().arrays()
+        return CudaArrays(self._index) if self.resident else super().arrays()
 
     def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
         """See :meth:`Engine.infer_resident`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from neurodeploy_runtime._errors import DeviceError
+from neurodeploy_runtime._errors import DeviceError, EngineError, GpuMemoryError
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime.arrays import Arrays, HostArrays, _cuda
-from neurodeploy_runtime.engines._base import EngineSettings
+from neurodeploy_runtime.engines._base import Engine, EngineSettings
 
 
 def why_not_resident(settings: EngineSettings) -> str | None:
@@ -26,28 +26,64 @@ def stays_resident(settings: EngineSettings) -> bool:
     return settings.blend_on == "gpu"
 
 
-def resident_arrays(index: int) -> Arrays:
-    """Arrays on GPU `index`, that were seen to give what the host gives.
+def require_same_bits(arrays: Arrays) -> None:
+    """Hold a small tile on a GPU to the bits that the host gives.
 
     Raises
     ------
     DeviceError
         CuPy does not work on this machine, or gives other bits.
+    GpuMemoryError
+        There is no memory left on the GPU.
     """
     try:
-        arrays = _cuda.CudaArrays(index)
         same = _agrees(arrays)
-    except Exception as error:
-        raise DeviceError(
-            f"CuPy does not work on GPU {index} ({type(error).__name__}: {error}): "
-            "install the CuPy of this driver's CUDA, or pass --blend-on host"
-        ) from error
+    except GpuMemoryError:
+        raise
+    except EngineError as error:
+        raise DeviceError(_does_not_work(error)) from error
     if not same:
         raise DeviceError(
-            f"blending on GPU {index} does not give the bits that the host gives: pass "
-            "--blend-on host, and report this GPU and CuPy version"
+            f"blending on {arrays.place} does not give the bits that the host gives: "
+            "pass --blend-on host, and report this GPU and CuPy version"
         )
-    return arrays
+
+
+def settle_residence(engine: Engine, settings: EngineSettings) -> None:
+    """See that tiles can stay on an engine's GPU, before anything relies on it.
+
+    Where nobody asked for it they stay on the host instead, and the engine's `notes`
+    say why.
+
+    Raises
+    ------
+    DeviceError
+        It was asked for and is not possible.
+    GpuMemoryError
+        It was asked for and there is no memory for it.
+    """
+    if not engine.resident:
+        return
+    try:
+        try:
+            arrays = engine.arrays()
+        except GpuMemoryError:
+            raise
+        except EngineError as error:
+            raise DeviceError(_does_not_work(error)) from error
+        require_same_bits(arrays)
+    except (DeviceError, GpuMemoryError) as error:
+        if settings.blend_on == "gpu":
+            raise
+        engine.resident = False
+        engine.notes = (*engine.notes, f"tiles on the GPU: {error}")
+
+
+def _does_not_work(error: EngineError) -> str:
+    return (
+        f"CuPy does not work here: {error}; install the CuPy of this driver's CUDA, or "
+        "pass --blend-on host"
+    )
 
 
 def _agrees(arrays: Arrays) -> bool:

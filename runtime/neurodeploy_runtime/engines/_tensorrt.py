@@ -16,14 +16,11 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime.arrays import Arrays
+from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cuda_driver import Device, gpus
-from neurodeploy_runtime.engines._resident import (
-    resident_arrays,
-    stays_resident,
-    why_not_resident,
-)
+from neurodeploy_runtime.engines._resident import stays_resident, why_not_resident
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
 
 
@@ -141,7 +138,7 @@ class TensorRtEngine(Engine):
         """See :meth:`Engine.arrays`."""
         if not self.resident:
             return super().arrays()
-        return resident_arrays(self._gpu.gpu.index)
+        return CudaArrays(self._gpu.gpu.index)
 
     def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
         """See :meth:`Engine.infer_resident`."""

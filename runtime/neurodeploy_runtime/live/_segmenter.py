@@ -162,6 +162,8 @@ class LiveSegmenter:
             self.buffer_bytes = self._checked_bytes()
             self._ring = PlaneRing(self.ring_planes, self.plane_shape, self.dtype)
             self._buffers = StreamBuffers.of(self._plan, self._region, engines)
+            if len(engines) == 1 and engines[0].resident:
+                self._buffers.warm_up(engines[0], self.dtype)
             self._pool = PlanePool(self.outlet_planes + 2, self.plane_shape)
         except BaseException:
             self._close_engines()
@@ -728,10 +730,13 @@ def buffer_bytes(
     outlet_planes: int,
     engines: Sequence[Engine],
 ) -> int:
-    """Bytes that a live segmenter allocates when it is opened."""
+    """Bytes of the host that a live segmenter allocates when it is opened."""
     pixels = prod(plan.shape[1:])
     raw = ring_planes * pixels * dtype.itemsize
     blend = plan.window[0] * pixels * 4
     tiles = prod(plan.tile) + prod(plan.window)
     slots = (2 * len(engines) + 2) * engines[0].batch * tiles * 4
+    if len(engines) == 1 and engines[0].resident:
+        # They lie on the GPU.
+        blend = slots = 0
     return raw + blend + slots + (outlet_planes + 3) * pixels

@@ -337,13 +337,16 @@ def tile_seconds(engine: Any, calls: int = 5) -> list[float]:
     """Seconds for each tile in the engine alone, after a call that does not count."""
     import time
 
-    voxels = np.random.default_rng(0).random(engine.input_shape, np.float32)
-    answer = np.empty(engine.output_shape, np.float32)
-    engine.infer(voxels, answer)
+    arrays = engine.arrays()
+    voxels = arrays.keep(
+        np.random.default_rng(0).random(engine.input_shape, np.float32)
+    )
+    answer = arrays.zeros(engine.output_shape)
+    engine.infer_resident(voxels, answer, arrays)
     found = []
     for _ in range(calls):
         start = time.perf_counter()
-        engine.infer(voxels, answer)
+        engine.infer_resident(voxels, answer, arrays)
         found.append((time.perf_counter() - start) / engine.batch)
     return found
 

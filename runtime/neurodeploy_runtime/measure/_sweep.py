@@ -47,9 +47,13 @@ def sweep(
     for _ in range(turns):
         for one in asked:
             with open_engine(bundle, one) as engine:
+                if engine.batch != one.batch:
+                    # A GPU did not hold it: that is another trial's figure.
+                    continue
                 seconds[one] += tile_seconds(engine, calls=3)
     trials = [
         Trial(one, statistics.median(found), (min(found), max(found)))
         for one, found in seconds.items()
+        if found
     ]
     return sorted(trials, key=lambda trial: trial.tile_s)

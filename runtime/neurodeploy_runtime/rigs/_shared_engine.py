@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines import Engine
 
 
@@ -23,12 +25,22 @@ class SharedEngine(Engine):
             batch=engine.batch,
         )
         self._engine = engine
+        self.resident = engine.resident
         self._lock = lock
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
         with self._lock:
             self._engine.infer(batch, out)
+
+    def arrays(self) -> Arrays:
+        """See :meth:`Engine.arrays`."""
+        return self._engine.arrays()
+
+    def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
+        """See :meth:`Engine.infer_resident`."""
+        with self._lock:
+            self._engine.infer_resident(batch, out, arrays)
 
     def close(self) -> None:
         """See :meth:`Engine.close`."""
