@@ -145,7 +145,10 @@ def _cap(values: Values) -> str:
             f"{row['redundancy']:.2f}",
             row["wrong_voxels"],
         ]
-        for row in values["rows"]
+        for row in sorted(
+            values["rows"],
+            key=lambda row: (row["network"], row["suffix"], row["cap_bytes"]),
+        )
     ]
     return f"**Memory** (`--memory`, {shape} voxels, every voxel checked)\n\n" + table(
         ["network", "cap", "output", "peak of the process", "× voxels", "wrong voxels"],
