@@ -111,6 +111,18 @@ def test_an_engine_that_fits_is_chosen_and_runs(
     assert driver.current is None
 
 
+def test_of_two_that_fit_the_narrower_one_takes_less_memory(
+    bundle: Bundle, here: FakeTensorRt
+) -> None:
+    version = here.__version__
+    wide = put_engine(bundle, version=version, max_batch=8)
+    narrow = put_engine(bundle, version=version, max_batch=2)
+    for batch, file in ((2, narrow), (3, wide)):
+        with _tensorrt.TensorRtEngine(bundle, replace(SETTINGS, batch=batch)) as engine:
+            assert engine.describe()["key"] == file.stem
+            assert engine.batch == batch
+
+
 def test_half_at_the_edges_is_converted_on_the_host(
     trt: FakeTensorRt, driver: FakeDriver
 ) -> None:
@@ -132,7 +144,7 @@ def test_half_at_the_edges_is_converted_on_the_host(
     ("change", "says"),
     [
         ({"loads": False}, "refuses the engine .something is wrong.*neurodeploy build"),
-        ({"context": False}, "no memory for the engine on Fake GPU"),
+        ({"context": False}, r"no memory for the engine on Fake GPU .*--max-batch"),
         ({"shape_ok": False}, "does not take .*--max-batch"),
         ({"output_shape": (1, 2)}, "the engine gives .1, 2."),
     ],

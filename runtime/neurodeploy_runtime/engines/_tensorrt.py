@@ -72,8 +72,11 @@ def _choose(
             fit = [r for r in fit if r.identity.precision == precision]
             need = settings.batch or 1
             wide = [r for r in fit if r.identity.max_batch >= need]
-            if wide:
+            if wide and settings.batch is None:
                 return trt, wide[0], index
+            if wide:
+                # An engine takes memory for the largest batch it was built for.
+                return trt, min(wide, key=lambda r: r.identity.max_batch), index
             reasons += why
             reasons += [
                 f"{r.identity.key[:8]}: made for batches up to {r.identity.max_batch}"

@@ -104,7 +104,7 @@ class TensorRtSession:
         if self._context is None:
             raise GpuMemoryError(
                 f"no memory for the engine on {device.gpu.name} "
-                f"({self._log.said()}): use a smaller --batch",
+                f"({self._log.said()}): build one with a smaller --max-batch",
                 input_shape[0],
             )
         if not self._context.set_input_shape(INPUT_NAME, input_shape):
