@@ -40,6 +40,16 @@ def footprint(base: int = 100_000_000) -> Footprint:
     return Footprint(base, 2, (64, 128, 3000), PLAN.shape, 1, 4, 1)
 
 
+def test_tiles_on_a_gpu_are_no_memory_of_the_host() -> None:
+    here, there = footprint(), replace(footprint(), gpu_bytes=10**9)
+    roi = Box((3, 5, 7), (403, 1805, 2907))
+    host = here.region_bytes(PLAN, roi)
+    tiles = here.tile_bytes(PLAN, roi)
+    assert there.region_bytes(PLAN, roi) == host - tiles
+    # What only a GPU takes beside them: two slots of a batch, and a plane of levels.
+    assert tiles < there.tile_bytes(PLAN, roi) < 1.6 * tiles
+
+
 @given(st.integers(200_000_000, 4_000_000_000))
 def test_regions_cover_the_roi_once_and_stay_under_the_cap(cap: int) -> None:
     roi = Box((3, 5, 7), (403, 1805, 2907))
