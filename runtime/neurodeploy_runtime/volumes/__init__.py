@@ -3,15 +3,7 @@
 from neurodeploy_runtime.volumes._array import ArraySource
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._open import open_volume
-from neurodeploy_runtime.volumes._read_plan import (
-    ReadPlan,
-    decoding_mb_s,
-    plan_reading,
-)
-from neurodeploy_runtime.volumes._scratch import ScratchSource
-from neurodeploy_runtime.volumes._sink import (
-    Sink,
-    SinkKind,
+from neurodeploy_runtime.volumes._open_sink import (
     attach_sink,
     create_sink,
     default_grain,
@@ -19,6 +11,13 @@ from neurodeploy_runtime.volumes._sink import (
     required_bytes,
     sink_kind,
 )
+from neurodeploy_runtime.volumes._read_plan import (
+    ReadPlan,
+    decoding_mb_s,
+    plan_reading,
+)
+from neurodeploy_runtime.volumes._scratch import ScratchSource
+from neurodeploy_runtime.volumes._sink import Sink, SinkKind
 
 __all__ = [
     "ArraySource",

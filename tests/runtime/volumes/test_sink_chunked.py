@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import _sink_pyramid
-from neurodeploy_runtime.volumes._sink import create_sink, open_sink, required_bytes
+from neurodeploy_runtime.volumes._open_sink import (
+    create_sink,
+    open_sink,
+    required_bytes,
+)
 from neurodeploy_runtime.volumes._sink_pyramid import levels_of, pool
 
 ts = pytest.importorskip("tensorstore")

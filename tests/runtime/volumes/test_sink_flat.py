@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import _sink_tiff, open_volume
-from neurodeploy_runtime.volumes._sink import (
+from neurodeploy_runtime.volumes._open_sink import (
     create_sink,
     open_sink,
     required_bytes,

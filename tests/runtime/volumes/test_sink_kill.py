@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime.volumes._sink import (
+from neurodeploy_runtime.volumes._open_sink import (
     attach_sink,
     create_sink,
     default_grain,
@@ -30,7 +30,7 @@ WRITER = f"""
 import sys
 from pathlib import Path
 import numpy as np
-from neurodeploy_runtime.volumes._sink import open_sink
+from neurodeploy_runtime.volumes._open_sink import (open_sink)
 
 path, kind, grain = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
 shape = {SHAPE}

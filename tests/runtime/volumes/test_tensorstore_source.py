@@ -12,7 +12,7 @@ import pytest
 from neurodeploy_runtime._errors import InputError, ReadError, SettingsError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import open_volume
-from neurodeploy_runtime.volumes._sink import create_sink
+from neurodeploy_runtime.volumes._open_sink import create_sink
 
 ts = pytest.importorskip("tensorstore")
 
