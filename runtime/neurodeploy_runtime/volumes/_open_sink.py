@@ -18,18 +18,6 @@ from neurodeploy_runtime.volumes._sink import (
     SinkSpec,
     already_there,
 )
-from neurodeploy_runtime.volumes._sink_precomputed import PrecomputedSink
-from neurodeploy_runtime.volumes._sink_tiff import TiffSink
-from neurodeploy_runtime.volumes._sink_v3draw import V3drawSink
-from neurodeploy_runtime.volumes._sink_zarr import ZarrSink
-
-#: To add a format, add its module, its line here and its suffixes.
-_CLASSES: dict[str, type[MakeableSink]] = {
-    "tiff": TiffSink,
-    "ome-zarr": ZarrSink,
-    "precomputed": PrecomputedSink,
-    "v3draw": V3drawSink,
-}
 
 _SUFFIXES: dict[str, SinkKind] = {
     ".tif": "tiff",
@@ -166,7 +154,22 @@ def required_bytes(kind: SinkKind, shape: Shape, dtype: DTypeLike) -> int:
 
 
 def _class_of(kind: SinkKind) -> type[MakeableSink]:
-    if kind not in _CLASSES:
-        kinds = ", ".join(get_args(SinkKind))
-        raise OutputError(f"{kind!r} is no format to write: use one of {kinds}")
-    return _CLASSES[kind]
+    # Here and not at the top: who only reads does not load what writes.
+    if kind == "tiff":
+        from neurodeploy_runtime.volumes._sink_tiff import TiffSink
+
+        return TiffSink
+    if kind == "v3draw":
+        from neurodeploy_runtime.volumes._sink_v3draw import V3drawSink
+
+        return V3drawSink
+    if kind == "ome-zarr":
+        from neurodeploy_runtime.volumes._sink_zarr import ZarrSink
+
+        return ZarrSink
+    if kind == "precomputed":
+        from neurodeploy_runtime.volumes._sink_precomputed import PrecomputedSink
+
+        return PrecomputedSink
+    kinds = ", ".join(get_args(SinkKind))
+    raise OutputError(f"{kind!r} is no format to write: use one of {kinds}")
