@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import tifffile
 from fake_cupy import COMPILER, FakeCupy
@@ -359,6 +361,28 @@ def test_onnxruntime_reads_and_writes_where_the_tiles_lie(
         engine.infer_resident(arrays.keep(batch), out, arrays)
         assert np.array_equal(arrays.fetch(out), wanted)
         assert wanted.any()
+
+
+def test_onnxruntime_in_half_precision_converts_where_the_tiles_lie(
+    make_identity_bundle: MakeBundle, cupy: FakeCupy
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    model = onnx.load(bundle.onnx("fp32"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    with OnnxRuntimeEngine(bundle, EngineSettings(device="cpu", batch=2)) as engine:
+        engine._session = onnxruntime.InferenceSession(model.SerializeToString())
+        engine._half_io = True
+        batch = np.random.default_rng(0).random(engine.input_shape, np.float32)
+        wanted = np.empty(engine.output_shape, np.float32)
+        engine.infer(batch, wanted)
+        engine.resident = True
+        arrays = engine.arrays()
+        out = arrays.zeros(engine.output_shape)
+        engine.infer_resident(arrays.keep(batch), out, arrays)
+    assert np.array_equal(arrays.fetch(out), wanted)
+    assert np.array_equal(wanted, wanted.astype(np.float16))
+    assert wanted.any()
 
 
 @pytest.mark.parametrize("edge", ["FLOAT", "HALF"])
