@@ -12,6 +12,7 @@ import tifffile
 from neurodeploy_runtime import (
     ArraySource,
     Bundle,
+    DeviceError,
     EngineSettings,
     Normalisation,
     Segmenter,
@@ -47,10 +48,10 @@ def segmented(bundle: Bundle, out: Path, engine: EngineSettings) -> np.ndarray:
 
 
 def reason_against(bundle: Bundle, engine: EngineSettings) -> str | None:
-    """Why an engine cannot run here, in its own words."""
+    """Why an engine cannot run here, in its own words; any other error is one."""
     try:
         choose_engine(bundle, engine)
-    except Exception as error:
+    except DeviceError as error:
         return str(error)
     return None
 

@@ -345,6 +345,18 @@ def test_a_gpu_to_blend_on_that_is_not_there_is_refused(
         choose_engines(make_identity_bundle(), asked)
 
 
+def both_ways(engine: OnnxRuntimeEngine) -> tuple[Any, Any]:
+    """Its answer to a batch of the host, and to the same batch on the GPU."""
+    batch = np.random.default_rng(0).random(engine.input_shape, np.float32)
+    wanted = np.empty(engine.output_shape, np.float32)
+    engine.infer(batch, wanted)
+    engine.resident = True
+    arrays = engine.arrays()
+    out = arrays.zeros(engine.output_shape)
+    engine.infer_resident(arrays.keep(batch), out, arrays)
+    return wanted, arrays.fetch(out)
+
+
 def test_onnxruntime_reads_and_writes_where_the_tiles_lie(
     make_identity_bundle: MakeBundle, cupy: FakeCupy
 ) -> None:
@@ -352,15 +364,9 @@ def test_onnxruntime_reads_and_writes_where_the_tiles_lie(
     bundle = make_identity_bundle(tile=(8, 16, 16))
     with OnnxRuntimeEngine(bundle, EngineSettings(device="cpu", batch=2)) as engine:
         assert not engine.resident
-        batch = np.random.default_rng(0).random(engine.input_shape, np.float32)
-        wanted = np.empty(engine.output_shape, np.float32)
-        engine.infer(batch, wanted)
-        engine.resident = True
-        arrays = engine.arrays()
-        out = arrays.zeros(engine.output_shape)
-        engine.infer_resident(arrays.keep(batch), out, arrays)
-        assert np.array_equal(arrays.fetch(out), wanted)
-        assert wanted.any()
+        wanted, found = both_ways(engine)
+    assert np.array_equal(found, wanted)
+    assert wanted.any()
 
 
 def test_onnxruntime_in_half_precision_converts_where_the_tiles_lie(
@@ -373,14 +379,8 @@ def test_onnxruntime_in_half_precision_converts_where_the_tiles_lie(
     with OnnxRuntimeEngine(bundle, EngineSettings(device="cpu", batch=2)) as engine:
         engine._session = onnxruntime.InferenceSession(model.SerializeToString())
         engine._half_io = True
-        batch = np.random.default_rng(0).random(engine.input_shape, np.float32)
-        wanted = np.empty(engine.output_shape, np.float32)
-        engine.infer(batch, wanted)
-        engine.resident = True
-        arrays = engine.arrays()
-        out = arrays.zeros(engine.output_shape)
-        engine.infer_resident(arrays.keep(batch), out, arrays)
-    assert np.array_equal(arrays.fetch(out), wanted)
+        wanted, found = both_ways(engine)
+    assert np.array_equal(found, wanted)
     assert np.array_equal(wanted, wanted.astype(np.float16))
     assert wanted.any()
 

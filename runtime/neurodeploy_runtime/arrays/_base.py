@@ -35,7 +35,8 @@ class Arrays(ABC):
 
     Every kind gives the same bits: products, sums and roundings are single IEEE
     operations in one order, and what is none, the logarithm of a float voxel, is
-    always computed by the host.
+    always computed by the host. Sums below 1.2e-38, which a GPU may take for 0, are 0
+    in every output.
     """
 
     #: For a report: where it is.
