@@ -96,9 +96,7 @@ class MemoryPlan:
 def ring_depth(plan: TilePlan, region: Box) -> int:
     """Planes that a region's ring holds: a tile's, and a stride's that come next."""
     axis = plan.axes[0]
-    layers = axis.meeting(region.start[0], region.stop[0], plan.shape[0])
-    low = axis.reads(layers[0], plan.shape[0])[0]
-    high = axis.reads(layers[-1], plan.shape[0])[1]
+    low, high = plan.planes_read(region.start[0], region.stop[0])
     return min(axis.tile + axis.stride, high - low)
 
 

@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 
 from neurodeploy_runtime import volumes
-from neurodeploy_runtime._errors import NeurodeployError, OutputError
-from neurodeploy_runtime._geometry import Box, Shape
-from neurodeploy_runtime._journal import Record, checksum
+from neurodeploy_runtime._durable import durable_units
+from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._geometry import Shape
+from neurodeploy_runtime._journal import Record
 from neurodeploy_runtime._outlet import SEAM, Output
 from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime._provenance import content_digest
 from neurodeploy_runtime.volumes import Sink, SinkKind, attach_sink, required_bytes
-
-#: Recorded units that are read again when a run continues: all up to this many bytes,
-#: beyond that the last ones.
-VERIFY_BYTES = 4_000_000_000
 
 
 def default_grain(kind: SinkKind, shape: Shape) -> Shape:
@@ -88,29 +85,7 @@ class OutputSet:
 
     def verified(self, records: Mapping[Shape, Record]) -> frozenset[Shape]:
         """The units that need not be done again: recorded, present and readable."""
-        units = [
-            u for u in Box.whole(self.shape).grid(self.grain) if u.start in records
-        ]
-        good = set()
-        budget = VERIFY_BYTES
-        for unit in reversed(units):
-            sums = records[unit.start].checksums
-            budget -= unit.voxels * len(self.outputs)
-            if len(sums) == len(self.outputs) and (
-                budget < 0 or self._holds(unit, sums)
-            ):
-                good.add(unit.start)
-        return frozenset(good)
-
-    def _holds(self, unit: Box, sums: tuple[int, ...]) -> bool:
-        try:
-            return all(
-                checksum(output.sink.read(unit)) == expected
-                for output, expected in zip(self.outputs, sums, strict=True)
-            )
-        except (NeurodeployError, OSError, ValueError):
-            # What cannot be read is done again.
-            return False
+        return durable_units([output.sink for output in self.outputs], records)
 
     def content(self, records: Mapping[Shape, Record]) -> dict[str, Any]:
         """By file name, what `verify_content` needs to check its voxels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,23 +55,32 @@ class Paths:
         named = (self.work / "naming").exists()
         return path if named and path.exists() and not working.exists() else working
 
-    def check(self, source: Path, *, may_exist: bool) -> None:
+    def check(
+        self, source: Path, *, may_exist: bool, also: Sequence[Path] = ()
+    ) -> None:
         """Refuse what cannot be written, or must not be.
+
+        The report and the picture take names of their own beside an output, where
+        somebody's file may lie: it is asked for like the output itself. `also`: what
+        else this run leaves there.
 
         Raises
         ------
         OutputError
-            The folder is missing, an output is the input, or exists and may not.
+            The folder is missing, a file is the input, or exists and may not.
         """
         folder = self.output.parent
         if not folder.is_dir():
             raise OutputError(f"the folder {folder} does not exist: make it first")
-        for _, path in self.outputs:
+        beside = (self.report, self.picture, *also)
+        for path in (*(path for _, path in self.outputs), *beside):
             if not path.exists():
                 continue
             if not may_exist:
+                which = f", which this run leaves beside {self.output.name}"
                 raise OutputError(
-                    f"{path} exists: choose another name with -o, or pass --overwrite"
+                    f"{path} exists{which if path in beside else ''}: choose another "
+                    "name with -o, or pass --overwrite"
                 )
             if source.exists() and path.samefile(source):
                 raise OutputError(f"{path} is the input: it is never overwritten")

@@ -54,6 +54,23 @@ class Axis:
         """Voxels that the network reads."""
         return self.window + 2 * self.margin
 
+    @property
+    def layer_planes(self) -> int:
+        """Planes that must have come before a layer along this axis can be run.
+
+        One more than a tile where only it tells whether another layer follows.
+        """
+        return self.tile + (self.margin == 0)
+
+    @property
+    def lag(self) -> tuple[int, int]:
+        """Least and most planes that must follow a plane before all its tiles are run.
+
+        With windows of 64 planes, an overlap of 16 and no margin, that is (17, 64).
+        """
+        extra = max(self.margin, 1)
+        return self.overlap + extra, self.window - 1 + extra
+
     def count(self, extent: int) -> int:
         """Tiles that it takes to cover `extent` voxels, at least 1."""
         return max(1, -(-(extent - self.overlap) // self.stride))
@@ -186,6 +203,12 @@ class TilePlan:
             for i in (1, 2)
         )
         return Layer(self, region, rows, columns)
+
+    def planes_read(self, start: int, stop: int) -> tuple[int, int]:
+        """First and one past last of the planes that planes start to stop need."""
+        axis, depth = self.axes[0], self.shape[0]
+        layers = axis.meeting(start, stop, depth)
+        return axis.reads(layers[0], depth)[0], axis.reads(layers[-1], depth)[1]
 
     def tiles_in(self, region: Box) -> int:
         """Tiles that it takes to answer for a region alone."""

@@ -47,6 +47,17 @@ class PlaneRing:
         return int(self._buffer.nbytes)
 
     @property
+    def plane_shape(self) -> tuple[int, int]:
+        """(y, x) of every plane."""
+        height, width = self._buffer.shape[1:]
+        return height, width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of every plane."""
+        return self._buffer.dtype
+
+    @property
     def arrived(self) -> int:
         """Planes ``[0, arrived)`` have been brought."""
         with self._lock:

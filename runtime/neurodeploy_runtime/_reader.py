@@ -40,10 +40,8 @@ class PlaneReader:
         self._projections = projections
         self._clock = clock
         self._on_error = on_error
-        axis = plan.axes[0]
-        layers = axis.meeting(region.start[0], region.stop[0], plan.shape[0])
-        self.start_plane = axis.reads(layers[0], plan.shape[0])[0]
-        self._stop_plane = axis.reads(layers[-1], plan.shape[0])[1]
+        z0, z1 = plan.planes_read(region.start[0], region.stop[0])
+        self.start_plane, self._stop_plane = z0, z1
         self._spans = plan.layer(region).reads
         self._thread = threading.Thread(target=self._run, name="read", daemon=True)
 

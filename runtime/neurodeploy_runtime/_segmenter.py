@@ -11,21 +11,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._bundle import Bundle, load_bundle
-from neurodeploy_runtime._channel import Channel
-from neurodeploy_runtime._errors import CancelledError
-from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._memory import ring_depth
-from neurodeploy_runtime._plan import TilePlan
-from neurodeploy_runtime._planes import PlaneRing
+from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._progress import ProgressCallback
-from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._report import Report
 from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._settings import SegmentSettings
-from neurodeploy_runtime._stream import RegionStream
-from neurodeploy_runtime._survey import survey
+from neurodeploy_runtime._slabs import Slabs
 from neurodeploy_runtime.engines import Engine, choose_engines, open_engines
 from neurodeploy_runtime.volumes import ArraySource, Source
 
@@ -124,12 +116,19 @@ class Segmenter:
 
         Returns uint8 of the same shape (of the roi's, where the settings have one):
         0 and 255 for a mask, 255 times the probability for `probability`.
+
+        Raises
+        ------
+        SettingsError, MemoryCapError
+            As for :meth:`stream`.
         """
         source = ArraySource(array, voxel_size_um)
-        region = self.settings.roi or Box.whole(source.shape)
-        out = np.zeros(region.shape, np.uint8)
+        region = self.settings.region_of(source.shape)
+        out = np.empty(region.shape, np.uint8)
+        out.fill(0)  # its pages count against the cap
+        back: Shape = tuple(-a for a in region.start)  # type: ignore[assignment]
         for box, part in self.stream(source):
-            out[box.shift(tuple(-a for a in region.start)).slices] = part  # type: ignore[arg-type]
+            out[box.shift(back).slices] = part
         return out
 
     def stream(
@@ -139,80 +138,19 @@ class Segmenter:
 
         Yields the slab's box in the volume and its voxels, uint8 (n, y, x) with n at
         most `planes`; the array is the caller's. Stopping early stops the work. A mask
-        where the settings ask for a mask, else 255 times the probability.
+        where the settings ask for a mask, 255 times the probability where they ask for
+        that.
+
+        Raises
+        ------
+        SettingsError
+            The roi is not inside the volume, or the settings ask for what only a file
+            has a place for: both kinds, a seam map, skipped background, a worker's
+            share.
+        MemoryCapError
+            Whole planes take more than the cap.
         """
-        region = self.settings.roi or Box.whole(source.shape)
-        plan = TilePlan.of(self.bundle.spec, source.shape, self.settings.overlap)
-        normalisation = self.settings.normalisation
-        if normalisation is None:
-            normalisation = survey(source).freeze(self.bundle.spec.normalisation)
-        threshold = self.settings.threshold or self.bundle.spec.threshold
-        kind = "mask" if self.settings.output_kind == "mask" else "probability"
-        finished: Channel[tuple[int, NDArray[np.uint8]]] = Channel(2)
-        gathered: list[NDArray[np.uint8]] = []
-
-        def emit(z: int, blend: BlendRing) -> None:
-            at = (z - region.start[0]) % planes
-            if at == 0:
-                deep = min(planes, region.stop[0] - z)
-                gathered.append(np.empty((deep, *region.shape[1:]), np.uint8))
-            slab = gathered[-1]
-            blend.quantise(z, kind, threshold, slab[at])  # type: ignore[arg-type]
-            if at + 1 == len(slab):
-                finished.put((z - at, gathered.pop()))
-
-        (y0, y1), (x0, x1) = plan.layer(region).reads
-        ring = PlaneRing(
-            ring_depth(plan, region),
-            (y1 - y0, x1 - x0),
-            source.dtype,
-            _first_plane(plan, region),
-        )
-        stream = RegionStream(
-            plan,
-            region,
-            ring,
-            self.engines,
-            normalisation,
-            emit,
-            dtype=source.dtype,
-            depth=source.shape[0],
-            flips=self.settings.flips,
-        )
-        reader = PlaneReader(
-            source,
-            plan,
-            region,
-            ring,
-            projections=None,
-            clock=stream.clock,
-            on_error=stream.stop,
-        )
-
-        def work() -> None:
-            try:
-                stream.run()
-                finished.end()
-            except BaseException as error:
-                finished.fail(error)
-
-        worker = threading.Thread(target=work, name="segment", daemon=True)
-        try:
-            reader.start()
-            worker.start()
-            while (item := finished.get()) is not None:
-                z, part = item
-                yield (
-                    Box((z, *region.start[1:]), (z + len(part), *region.stop[1:])),
-                    part,
-                )
-        finally:
-            stop = CancelledError("the reader of the stream has gone")
-            finished.fail(stop)
-            stream.stop(stop)
-            if worker.ident is not None:  # Ctrl-C may fall before it is started
-                worker.join()
-            reader.join()
+        return iter(Slabs(self.bundle, self.engines, self.settings, source, planes))
 
     def close(self) -> None:
         """Close the engines that it opened; may be called twice."""
@@ -230,9 +168,3 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _first_plane(plan: TilePlan, region: Box) -> int:
-    axis = plan.axes[0]
-    layers = axis.meeting(region.start[0], region.stop[0], plan.shape[0])
-    return axis.reads(layers[0], plan.shape[0])[0]

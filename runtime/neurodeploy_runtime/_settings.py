@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from neurodeploy_runtime._errors import SettingsError
-from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._skip import SkipSettings
 from neurodeploy_runtime.engines import EngineSettings
@@ -76,3 +76,19 @@ class SegmentSettings:
             )
         if self.memory_bytes is not None and self.memory_bytes <= 0:
             raise SettingsError("the memory cap must be positive")
+
+    def region_of(self, shape: Shape) -> Box:
+        """The box of a volume of this shape that is segmented.
+
+        Raises
+        ------
+        SettingsError
+            The roi is empty, or not inside the volume.
+        """
+        whole = Box.whole(shape)
+        roi = self.roi or whole
+        if not whole.contains(roi) or roi.voxels == 0:
+            raise SettingsError(
+                f"roi {roi} does not lie inside the volume, which is {whole}"
+            )
+        return roi

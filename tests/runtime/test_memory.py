@@ -24,10 +24,12 @@ from neurodeploy_runtime import (
     Segmenter,
     SegmentSettings,
     TilePlan,
+    _region_run,
+    _run,
+    _run_memory,
     open_volume,
 )
-from neurodeploy_runtime import _run as run_module
-from neurodeploy_runtime._memory import Footprint, choose_regions
+from neurodeploy_runtime._memory import Footprint, MemoryPlan, choose_regions
 
 MakeBundle = Callable[..., Bundle]
 WANTED = SegmentSettings(
@@ -93,28 +95,26 @@ def test_cut_planes_give_the_bytes_of_whole_ones(
     volume = np.random.default_rng(0).integers(0, 256, (130, 150, 90), np.uint8)
     path = tmp_path / "in.tif"
     tifffile.imwrite(path, volume, compression=compression, rowsperstrip=150)
-    real = run_module.choose_regions
+    real = _run_memory.choose_regions
 
-    def small(
-        plan: TilePlan, roi: Box, costs: Footprint, cap: int
-    ) -> run_module.MemoryPlan:
+    def small(plan: TilePlan, roi: Box, costs: Footprint, cap: int) -> MemoryPlan:
         whole = real(plan, roi, costs, cap)
         depth = roi.shape[0]
         return replace(whole, regions=tuple(roi.grid((depth, 64, 90))))
 
-    monkeypatch.setattr(run_module, "default_grain", lambda *_: (64, 64, 90))
-    monkeypatch.setattr(run_module, "choose_regions", small)
+    monkeypatch.setattr(_run, "default_grain", lambda *_: (64, 64, 90))
+    monkeypatch.setattr(_run_memory, "choose_regions", small)
     used = []
-    real_scratch = run_module.ScratchSource
+    real_scratch = _region_run.ScratchSource
 
     def watched(*args: object) -> object:
         used.append(args[2])
         return real_scratch(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run_module, "ScratchSource", watched)
+    monkeypatch.setattr(_region_run, "ScratchSource", watched)
     segmenter = Segmenter(bundle, WANTED, engines=[NumpyEngine(bundle)])
     monkeypatch.setattr(
-        run_module.SegmentRun,
+        _region_run.RegionRun,
         "_chapters",
         lambda self, memory, grain: list(self._roi.grid((64, 150, 90))),
     )

@@ -23,6 +23,7 @@ from neurodeploy_runtime import (
     InputError,
     Normalisation,
     NumpyEngine,
+    OutputError,
     RunError,
     Segmenter,
     SegmentSettings,
@@ -397,3 +398,21 @@ def test_ctrl_c_before_a_stream_has_its_threads_is_a_ctrl_c(
         slabs = segmenter.stream(ArraySource(np.zeros((9, 50, 50), np.uint8)))
         with pytest.raises(KeyboardInterrupt):
             next(slabs)
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.png", "out.seam.tif"])
+def test_a_file_of_somebodys_beside_the_output_is_not_written_over(
+    make_identity_bundle: MakeBundle, tmp_path: Path, name: str
+) -> None:
+    volume = np.full((9, 40, 40), 7, np.uint8)
+    theirs = tmp_path / name
+    theirs.write_text("theirs")
+    wanted = replace(PROBABILITY, seam_map=True)
+    with identity(make_identity_bundle(), wanted) as segmenter:
+        with pytest.raises(OutputError, match=f"{name} exists, which"):
+            segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+        assert theirs.read_text() == "theirs"
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        segmenter.segment(ArraySource(volume), tmp_path / "out.tif", overwrite=True)
+    assert theirs.read_bytes() != b"theirs"
+    assert (tifffile.imread(tmp_path / "out.tif") == volume).all()

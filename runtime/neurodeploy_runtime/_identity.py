@@ -1,0 +1,61 @@
+"""What makes two runs the same run: one bit of any of it changes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._normalise import Normalisation
+from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime.engines import Engine, same_engine
+from neurodeploy_runtime.volumes import SinkKind, Source
+
+
+def run_identity(
+    bundle: Bundle,
+    engines: Sequence[Engine],
+    source: Source,
+    settings: SegmentSettings,
+    plan: TilePlan,
+    normalisation: Normalisation,
+    *,
+    roi: Box,
+    kind: SinkKind,
+    threshold: float,
+    tissue: str | None,
+) -> dict[str, Any]:
+    """As plain values: what a journal is bound to and a result carries.
+
+    `tissue` is the fingerprint of the mask, `threshold` the one that is applied.
+    """
+    size = source.voxel_size_um
+    return {
+        "input": {
+            "fingerprint": source.fingerprint(),
+            "shape": list(source.shape),
+            "dtype": source.dtype.name,
+        },
+        "model": {"name": bundle.spec.name, "digest": bundle.digest},
+        "engine": same_engine(engines),
+        "tiles": {
+            "tile": list(plan.tile),
+            "window": list(plan.window),
+            "overlap": [axis.overlap for axis in plan.axes],
+            "flips": settings.flips,
+        },
+        "normalisation": normalisation.to_json(),
+        "threshold": threshold,
+        "skip": None if settings.skip is None else vars(settings.skip).copy(),
+        "output": {
+            "format": kind,
+            "kind": settings.output_kind,
+            "roi": str(roi),
+            "voxel_size_um": None if size is None else list(size),
+        },
+        "seam_map": settings.seam_map,
+        "tissue": tissue,
+        "workers": settings.worker[1],
+    }

@@ -1,0 +1,127 @@
+"""What one run may hold: the regions it is cut into, and where its tiles lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from neurodeploy_runtime._errors import MemoryCapError
+from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._memory import Footprint, MemoryPlan, choose_regions
+from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._rss import current_rss
+from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime._stream import arrays_of
+from neurodeploy_runtime.arrays import Arrays
+from neurodeploy_runtime.engines import Engine
+from neurodeploy_runtime.volumes import Source
+
+#: Chunks that would be decoded this often, on average, go through a scratch file.
+TWICE = 1.5
+
+
+class RunMemory:
+    """Plans the memory of one run, on the host and on a GPU.
+
+    Parameters
+    ----------
+    plan
+        The tiles of the volume.
+    roi
+        The box of it that is segmented.
+    grain
+        The unit in which results leave, and of which two are held for each of
+        `outputs`.
+    cap_bytes
+        What the process may hold, all included.
+    """
+
+    def __init__(
+        self,
+        plan: TilePlan,
+        roi: Box,
+        source: Source,
+        engines: Sequence[Engine],
+        settings: SegmentSettings,
+        *,
+        grain: Shape,
+        outputs: int,
+        cap_bytes: int,
+    ) -> None:
+        self._plan = plan
+        self._roi = roi
+        self._source = source
+        self._engines = engines
+        self._settings = settings
+        self._grain = grain
+        self._outputs = outputs
+        self._cap_bytes = cap_bytes
+        #: Only asked where tiles lie and what is free there; each stream makes its own.
+        self.arrays: Arrays = arrays_of(engines)
+        #: Why tiles that could lie on a GPU do not.
+        self.notes: list[str] = []
+
+    def choose(self) -> MemoryPlan:
+        """The regions in which the cap holds; nothing large is allocated.
+
+        Tiles that nobody asked to have on a GPU leave it where it is too small.
+
+        Raises
+        ------
+        MemoryCapError
+            No region is small enough.
+        """
+        try:
+            return self._regions()
+        except MemoryCapError as error:
+            asked = self._settings.engine.blend_on == "gpu"
+            if self.arrays.free_bytes is None or asked:
+                raise
+            self._engines[0].resident = False
+            self.arrays = arrays_of(self._engines)
+            self.notes.append(f"tiles are blended on the host: {error}")
+            return self._regions()
+
+    def _regions(self) -> MemoryPlan:
+        footprint = self._footprint()
+        memory = choose_regions(self._plan, self._roi, footprint, self._cap_bytes)
+        depth = self._source.shape[0]
+        if (
+            len(memory.regions) > 1
+            and self._source.compressed
+            and self._source.amplification((depth, *memory.regions[0].shape[1:]))
+            >= TWICE
+        ):
+            # Cutting planes that are decoded as a whole needs a scratch file, and
+            # copying into it a buffer of its own.
+            plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
+            buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
+            footprint = replace(
+                footprint, base_bytes=footprint.base_bytes + buffer, chunk=None
+            )
+            memory = choose_regions(self._plan, self._roi, footprint, self._cap_bytes)
+            return replace(memory, scratch=True)
+        if footprint.chunk is not None:
+            self._source.keep(memory.cache_bytes)
+        return memory
+
+    def _footprint(self) -> Footprint:
+        deep = self._source.compressed and self._source.chunk[0] > 1
+        if deep:
+            # What it keeps is counted with the region, which decides how much.
+            self._source.keep(0)
+        return Footprint(
+            base_bytes=current_rss() + int(self._source.memory_bytes),
+            voxel_bytes=self._source.dtype.itemsize,
+            grain=self._grain,
+            extent=self._roi.shape,
+            outputs=self._outputs,
+            slots=2 * len(self._engines) + 2,
+            batch=self._engines[0].batch,
+            seam=self._settings.seam_map,
+            chunk=self._source.chunk if deep else None,
+            gpu_bytes=None
+            if self.arrays.free_bytes is None
+            else int(0.9 * self.arrays.free_bytes),
+        )

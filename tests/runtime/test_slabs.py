@@ -1,0 +1,104 @@
+"""Arrays and streams hold what was asked for, or refuse it by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy_runtime import (
+    ArraySource,
+    Box,
+    Bundle,
+    MemoryCapError,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    SettingsError,
+    SkipSettings,
+    open_volume,
+)
+from neurodeploy_runtime._rss import current_rss
+
+MakeBundle = Callable[..., Bundle]
+WANTED = SegmentSettings(
+    output_kind="probability", normalisation=Normalisation("unit", 0, 255)
+)
+
+
+def segmenter(bundle: Bundle, **changed: Any) -> Segmenter:
+    wanted = replace(WANTED, **changed)
+    return Segmenter(bundle, wanted, engines=[NumpyEngine(bundle)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"output_kind": "both"}, "both"),
+        ({"seam_map": True}, "seam_map"),
+        ({"skip": SkipSettings()}, "skip"),
+        ({"worker": (2, 3)}, "worker"),
+    ],
+)
+def test_what_only_a_file_has_a_place_for_is_refused_before_the_first_slab(
+    make_identity_bundle: MakeBundle, changed: dict[str, Any], named: str
+) -> None:
+    volume = np.zeros((20, 40, 40), np.uint8)
+    asked = segmenter(make_identity_bundle(), **changed)
+    with pytest.raises(SettingsError, match=named):
+        asked.stream(ArraySource(volume))
+    with pytest.raises(SettingsError, match="is for files"):
+        asked.segment_array(volume)
+
+
+@pytest.mark.parametrize(
+    "roi", [Box((0, 0, 0), (21, 40, 40)), Box((5, 5, 5), (5, 9, 9))]
+)
+def test_a_roi_that_is_not_in_the_volume_is_refused(
+    make_identity_bundle: MakeBundle, roi: Box
+) -> None:
+    asked = segmenter(make_identity_bundle(), roi=roi)
+    with pytest.raises(SettingsError, match="does not lie inside the volume"):
+        asked.segment_array(np.zeros((20, 40, 40), np.uint8))
+
+
+def test_slabs_of_no_planes_are_refused(make_identity_bundle: MakeBundle) -> None:
+    source = ArraySource(np.zeros((20, 40, 40), np.uint8))
+    with pytest.raises(SettingsError, match="slabs of 0 planes"):
+        segmenter(make_identity_bundle()).stream(source, planes=0)
+
+
+def test_an_array_is_background_outside_the_tissue_as_a_file_is(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    volume = rng.integers(1, 256, (24, 60, 60), np.uint8)
+    mask = np.zeros((12, 30, 30), np.uint8)
+    mask[3:8, 4:20, 10:25] = 1
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, mask)
+    roi = Box((2, 3, 4), (20, 55, 58))
+    asked = segmenter(make_identity_bundle(), tissue=path, roi=roi)
+    got = asked.segment_array(volume)
+    tifffile.imwrite(tmp_path / "in.tif", volume)
+    with open_volume(tmp_path / "in.tif") as source:
+        asked.segment(source, tmp_path / "out.tif")
+    assert (got == tifffile.imread(tmp_path / "out.tif")).all()
+    whole = volume * np.kron(mask, np.ones((2, 2, 2), np.uint8))
+    assert (got == whole[roi.slices]).all()
+
+
+def test_the_memory_cap_holds_for_an_array_or_is_refused(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.zeros((20, 1000, 1000), np.uint8)
+    held = current_rss()
+    with pytest.raises(MemoryCapError, match="the smallest that would do is"):
+        segmenter(bundle, memory_bytes=held + 80_000_000).segment_array(volume)
+    roomy = segmenter(bundle, memory_bytes=held + 1_000_000_000)
+    assert roomy.segment_array(volume).shape == volume.shape
