@@ -23,13 +23,17 @@ from neurodeploy.cli._progress import voxel_progress
     help="Folder for a scratch file, where one is needed.",
 )
 @input_options
-@click.option("--overwrite", is_flag=True, help="Replace a store that exists.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a store that exists, or an unfinished one of another input.",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def ingest(**options: Any) -> None:
     """Rewrite a volume as sharded OME-Zarr with a pyramid, in one pass.
 
     For an INPUT that is read more than once. OUTPUT ends in .zarr; voxels, type and
-    voxel size stay as they are.
+    voxel size stay as they are. Stopped at any moment, the same command goes on.
     """
     from neurodeploy_runtime import ingest as run
 

@@ -36,6 +36,8 @@ HEARTBEAT_S = 10.0
 #: A lock of another host whose heartbeat is older than this is a dead worker's.
 LEASE_S = 120.0
 MAX_PLAN_BYTES = 64_000_000
+#: A lock that names nobody for longer was left by a kill.
+STARTING, STARTING_S = "a process that is just starting", 2.0
 
 
 def checksum(voxels: NDArray[Any]) -> int:
@@ -210,14 +212,23 @@ def _take(path: Path) -> str | None:
     """
     mine = {"host": socket.gethostname(), "pid": os.getpid()}
     holder = "another process, at this very moment,"
-    for _ in range(3):
+    taken_over = 0
+    patience = time.monotonic() + STARTING_S
+    while taken_over < 3:
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             alive = _holder(path)
+            if alive == STARTING and time.monotonic() < patience:
+                # Its name comes at once, or it was killed before it could write it.
+                time.sleep(0.05)
+                continue
+            if alive == STARTING:
+                alive = None  # by our clock, whatever that of the disk says
             if alive is not None:
                 return alive
             path.unlink(missing_ok=True)
+            taken_over += 1
             continue
         except OSError as error:
             raise OutputError(f"cannot write to {path.parent}: {error}") from None
@@ -239,7 +250,7 @@ def _holder(path: Path) -> str | None:
     host, pid = values.get("host"), values.get("pid")
     if not isinstance(pid, int):
         # Killed between making the file and writing it, or being written just now.
-        return None if age > 2 else "a process that is just starting"
+        return None if age > STARTING_S else STARTING
     if host == socket.gethostname():
         return f"process {pid} on this machine" if _is_alive(pid) else None
     if age > LEASE_S:

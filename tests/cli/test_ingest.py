@@ -1,7 +1,12 @@
 """Promises of `neurodeploy ingest`."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,11 +14,12 @@ import tifffile
 from click.testing import CliRunner
 
 from neurodeploy.cli._main import cli, main
-from neurodeploy_runtime import _ingest, ingest
+from neurodeploy_runtime import _ingest_plan, ingest
 from neurodeploy_runtime._errors import (
     MemoryCapError,
     OutputError,
     ReadError,
+    ResumeError,
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box
@@ -78,13 +84,13 @@ def test_each_plane_is_decoded_once_whatever_the_memory(
     tmp_path, planes, how, monkeypatch
 ):
     # Three layers of shards, each of several shards.
-    monkeypatch.setattr(_ingest, "_GRAINS", ((64, 64, 64),))
-    monkeypatch.setattr(_ingest, "current_rss", lambda: 100_000_000)
+    monkeypatch.setattr(_ingest_plan, "_GRAINS", ((64, 64, 64),))
+    monkeypatch.setattr(_ingest_plan, "current_rss", lambda: 100_000_000)
     plane = SHAPE[1] * SHAPE[2] * 2
     unit = 64**3 * 2
     with open_volume(planes, threads=1) as source:
         source.keep(0)
-        fixed = source.memory_bytes + 8 * unit + _ingest._OVERHEAD_BYTES
+        fixed = source.memory_bytes + 8 * unit + _ingest_plan._OVERHEAD_BYTES
         # A layer's 64 planes and one more of the next, or one too few.
         cap = 100_000_000 + fixed + (65 if how == "slab" else 64) * plane
         report = ingest(source, tmp_path / "a.zarr", memory_bytes=cap)
@@ -133,6 +139,18 @@ def test_background_takes_no_disk(tmp_path):
     assert not read_all(tmp_path / "a.zarr").any()
 
 
+class Watched(ArraySource):
+    """Remembers what was read."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.read_boxes = []
+
+    def read(self, box, out=None):
+        self.read_boxes.append(box)
+        return super().read(box, out)
+
+
 class FailingSource(ArraySource):
     """Its end cannot be read."""
 
@@ -142,11 +160,84 @@ class FailingSource(ArraySource):
         return super().read(box, out)
 
 
-def test_a_read_error_in_the_middle_leaves_nothing(tmp_path):
-    source = FailingSource(volume((300, 30, 30)))
+def test_after_a_read_error_the_same_call_goes_on(tmp_path):
+    voxels = volume((600, 30, 30))
+    out = tmp_path / "a.zarr"
     with pytest.raises(ReadError, match="plane 12"):
-        ingest(source, tmp_path / "a.zarr")
-    assert list(tmp_path.iterdir()) == []
+        ingest(FailingSource(voxels), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr.neurodeploy"]
+    seen = []
+    mended = Watched(voxels)
+    ingest(mended, out, progress=seen.append)
+    assert np.array_equal(read_all(out), voxels)
+    # Of three units the third is read, and the fingerprint reads all; progress says so.
+    units = [box for box in mended.read_boxes if 4 < box.shape[0] < 600]
+    assert [box.start for box in units] == [(512, 0, 0)]
+    assert seen[0].resumed_voxels == 512 * 30 * 30
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_shard_that_was_damaged_since_is_made_again(tmp_path):
+    voxels = volume((600, 30, 30))
+    out = tmp_path / "a.zarr"
+    with pytest.raises(ReadError):
+        ingest(FailingSource(voxels), out)
+    shards = [
+        path
+        for path in (tmp_path / "a.zarr.neurodeploy" / "volume.zarr").rglob("c/*/0/0")
+        if path.is_file()
+    ]
+    assert shards
+    for path in shards:
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    ingest(ArraySource(voxels), out)
+    assert np.array_equal(read_all(out), voxels)
+
+
+def test_another_input_is_not_mixed_into_an_unfinished_store(tmp_path):
+    voxels = volume((600, 30, 30))
+    out = tmp_path / "a.zarr"
+    with pytest.raises(ReadError):
+        ingest(FailingSource(voxels), out)
+    other = voxels + 1
+    with pytest.raises(ResumeError, match=r"input\.fingerprint"):
+        ingest(ArraySource(other), out)
+    ingest(ArraySource(other), out, overwrite=True)
+    assert np.array_equal(read_all(out), other)
+
+
+def test_less_memory_goes_on_with_the_shards_that_were_begun(tmp_path):
+    voxels = volume((600, 300, 300))
+    out = tmp_path / "a.zarr"
+    with pytest.raises(ReadError):
+        ingest(FailingSource(voxels), out)
+    held = _ingest_plan.current_rss()
+    with pytest.raises(MemoryCapError, match=r"give --memory \d+MB"):
+        ingest(ArraySource(voxels), out, memory_bytes=held + 120_000_000)
+    # Without what was begun, smaller shards would do.
+    ingest(ArraySource(voxels), tmp_path / "b.zarr", memory_bytes=held + 120_000_000)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_ingest_goes_on_to_the_same_voxels(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 65536, (1300, 150, 150), np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", voxels, compression="zlib")
+    out = tmp_path / "out.zarr"
+    command = [sys.executable, "-m", "neurodeploy", "ingest"]
+    command += [str(tmp_path / "in.tif"), str(out), "--memory", "2GB"]
+    log = tmp_path / "out.zarr.neurodeploy" / "done-1.log"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    done = len(log.read_text().splitlines())
+    assert 0 < done < 6
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert np.array_equal(read_all(out), voxels)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tif", "out.zarr"]
 
 
 def test_a_write_error_reaches_the_caller(tmp_path, monkeypatch):
@@ -158,7 +249,7 @@ def test_a_write_error_reaches_the_caller(tmp_path, monkeypatch):
     monkeypatch.setattr(_sink_zarr.ZarrSink, "_write", full)
     with ArraySource(volume()) as source, pytest.raises(Exception, match="No space"):
         ingest(source, tmp_path / "a.zarr")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_nothing_is_overwritten_unasked_and_only_zarr_when_asked(tmp_path, planes):
@@ -175,12 +266,14 @@ def test_nothing_is_overwritten_unasked_and_only_zarr_when_asked(tmp_path, plane
     assert read_all(out).shape == SHAPE
 
 
-def test_an_ingest_that_was_killed_is_no_hindrance(tmp_path):
-    left = tmp_path / "a.zarr.partial"
+def test_a_kill_behind_the_last_rename_leaves_nothing_behind(tmp_path):
+    work = tmp_path / "a.zarr.neurodeploy"
     with ArraySource(np.ones((3, 4, 5), np.uint8)) as source:
-        ingest(source, tmp_path / "b.zarr")
-        (tmp_path / "b.zarr").rename(left)
         ingest(source, tmp_path / "a.zarr")
+        work.mkdir()
+        (work / "naming").touch()
+        with pytest.raises(OutputError, match="already there"):
+            ingest(source, tmp_path / "a.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
 
 
