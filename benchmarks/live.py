@@ -102,14 +102,14 @@ def overhead(bundle: Bundle) -> list[dict[str, Any]]:
         plane, engine = plane_of(side), Paced(bundle, tile_s)
         check = Check(plane)
         with opened(bundle, engine, side, check) as live:
-            z_axis = live._z_axis
+            z_axis = live.plan.axes[0]
             for _ in range(z_axis.window + 3 * z_axis.stride):
                 live.push(plane, timeout_s=600)
             live.finish()
             live.flush(600)
             seconds = live.stage_seconds
-            wall = live._last_finished - live._first_push
-            tiles = live._stream.tiles_run
+            wall = live.wall_s
+            tiles = live.tiles_run
         rows.append(
             {
                 "side": side,

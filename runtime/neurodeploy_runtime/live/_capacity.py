@@ -23,11 +23,8 @@ from neurodeploy_runtime.engines import (
     open_engine,
     open_engines,
 )
-from neurodeploy_runtime.live._segmenter import (
-    UNKNOWN_DEPTH,
-    LiveSegmenter,
-    buffer_bytes,
-)
+from neurodeploy_runtime.live._buffers import UNKNOWN_DEPTH, buffer_bytes, ring_planes
+from neurodeploy_runtime.live._segmenter import LiveSegmenter
 from neurodeploy_runtime.live._settings import LiveSettings
 
 
@@ -118,6 +115,9 @@ def measure_rig(
     bundle = bundle or load_bundle()
     settings = settings or LiveSettings()
     kind = np.dtype(dtype)
+    plan = TilePlan.of(bundle.spec, (UNKNOWN_DEPTH, *plane_shape), settings.overlap)
+    z_axis = plan.axes[0]
+    ring = ring_planes(z_axis, settings)
     not_used: list[str] = []
     opened = engine is None
     if engine is None:
@@ -126,7 +126,6 @@ def measure_rig(
         not_used = [*choice.passed_over, *engine.notes]
     try:
         engine.warm_up()
-        plan = TilePlan.of(bundle.spec, (UNKNOWN_DEPTH, *plane_shape), settings.overlap)
         tiles = len(plan.layer(Box.whole(plan.shape)))
         times = _engine_times(engine, seconds / 4)
         tile_s = float(np.median(times))
@@ -143,14 +142,10 @@ def measure_rig(
     finally:
         if opened:
             engine.close()
-    z_axis = plan.axes[0]
     layer_s = tiles * tile_s * flips * (1 + overhead)
     sustained = z_axis.stride / layer_s
-    extra = max(z_axis.margin, 1)
-    lag = z_axis.overlap + extra, z_axis.window - 1 + extra
+    lag = z_axis.lag
     sustains = sustained >= rate_hz
-    least = z_axis.tile + (z_axis.margin == 0)
-    ring = settings.ring_planes or max(least + 2 * z_axis.stride, 2 * least, 16)
     outlet = settings.outlet_planes or z_axis.window
     return RigReport(
         model=bundle.spec.name,
@@ -266,7 +261,7 @@ def _live_overhead(
         live.finish()
         live.flush(3600.0)
         seconds_by = live.stage_seconds
-        wall = live._last_finished - live._first_push
+        wall = live.wall_s
     # Before the first tile nothing can be computed, and that is no overhead.
     busy = seconds_by.get("infer", 0.0)
     first = seconds_by.get("wait for planes", 0.0)

@@ -200,13 +200,7 @@ class _FollowRun:
 
     def execute(self, engines: list[Engine] | None) -> Report:
         sink_kind(self._output)
-        if not self._output.parent.is_dir():
-            raise OutputError(f"the folder {self._output.parent} does not exist")
-        if self._output.exists() and not self._overwrite:
-            raise OutputError(
-                f"{self._output} exists: choose another name with -o, or pass "
-                "--overwrite"
-            )
+        self._paths.check(self._path, may_exist=self._overwrite)
         growing = self._first_planes()
         # A disk waits: what a push waits for is that the engine goes on.
         settings = replace(self._settings.live, timeout_s=1.0)
@@ -323,11 +317,11 @@ class _FollowRun:
                 )
             live.finish()
         except NeurodeployError as error:
-            live._fail(error)
+            live.fail(error)
         except BaseException as error:
             failed = ReadError(f"{self._path} cannot be read: {error}")
             failed.__cause__ = error
-            live._fail(failed)
+            live.fail(failed)
 
     def _usable(self, growing: Growing) -> int:
         """Planes that are whole, as far as they are wanted."""
@@ -402,12 +396,12 @@ class _FollowRun:
             "engine": engine(),
             "normalisation": None if normalisation is None else normalisation.to_json(),
             "tiles": {
-                "tile": list(live._plan.tile),
-                "window": list(live._plan.window),
-                "overlap": [axis.overlap for axis in live._plan.axes],
+                "tile": list(live.plan.tile),
+                "window": list(live.plan.window),
+                "overlap": [axis.overlap for axis in live.plan.axes],
                 "flips": self._settings.live.flips,
             },
-            "threshold": live._threshold,
+            "threshold": live.threshold,
             "skip": None,
             "output": {
                 "format": sink_kind(self._output),
@@ -451,8 +445,8 @@ class _FollowRun:
             voxels=Box.whole(shape).voxels,
             resumed_voxels=0,
             foreground_voxels=foreground,
-            tiles_run=live._stream.tiles_run,
-            redundancy=round(replace(live._plan, shape=shape).redundancy, 4),
+            tiles_run=live.tiles_run,
+            redundancy=round(replace(live.plan, shape=shape).redundancy, 4),
             wall_s=round(wall, 3),
             seconds=seconds,
             engine_busy=round(seconds.get("infer", 0.0) / wall, 4),

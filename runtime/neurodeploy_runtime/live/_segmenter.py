@@ -5,12 +5,11 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from math import prod
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -20,7 +19,6 @@ from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import (
     CancelledError,
     EngineError,
-    MemoryCapError,
     NeurodeployError,
     OverrunError,
     SettingsError,
@@ -30,22 +28,24 @@ from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._planes import PlaneRing
-from neurodeploy_runtime._rss import machine_memory
 from neurodeploy_runtime._stream import RegionStream, StreamBuffers
 from neurodeploy_runtime.engines import Engine, choose_engine, open_engines
+from neurodeploy_runtime.live._buffers import (
+    UNKNOWN_DEPTH,
+    checked_bytes,
+    ring_planes,
+)
 from neurodeploy_runtime.live._delivery import Delivery
-from neurodeploy_runtime.live._latency import Latencies
+from neurodeploy_runtime.live._intake import Intake
 from neurodeploy_runtime.live._outlet import Outlet
 from neurodeploy_runtime.live._pool import PlanePool
 from neurodeploy_runtime.live._priority import step_back
 from neurodeploy_runtime.live._projection import GrowingProjections
 from neurodeploy_runtime.live._settings import LiveSettings
-from neurodeploy_runtime.live._values import Gap, LivePlane, LiveStatus, State
+from neurodeploy_runtime.live._tally import Tally
+from neurodeploy_runtime.live._values import LivePlane, LiveStatus, State
 from neurodeploy_runtime.volumes._base import DTYPES
 
-#: How deep a stack may become: 2 ** 40 planes are a plane a millisecond for 34 years.
-UNKNOWN_DEPTH = 1 << 40
-KEPT_GAPS = 256
 #: How long closing waits for a tile that is being computed, or a callback.
 CLOSE_S = 60.0
 
@@ -143,12 +143,14 @@ class LiveSegmenter:
         self.plane_shape = (height, width)
         spec = self.bundle.spec
         shape = (UNKNOWN_DEPTH, height, width)
-        self._plan = TilePlan.of(spec, shape, settings.overlap)
+        #: The tiles of a stack whose depth is not known yet.
+        self.plan = TilePlan.of(spec, shape, settings.overlap)
+        #: Probability from which a voxel is foreground.
+        self.threshold = settings.threshold or spec.threshold
         self._region = Box.whole(shape)
-        self._z_axis = self._plan.axes[0]
-        self._threshold = settings.threshold or spec.threshold
-        self.ring_planes = self._ring_planes()
-        self.outlet_planes = settings.outlet_planes or self._z_axis.window
+        self._axis: Axis = self.plan.axes[0]
+        self.ring_planes = ring_planes(self._axis, settings)
+        self.outlet_planes = settings.outlet_planes or self._axis.window
         self._owned: list[Engine] = []
         #: Why no better engine was chosen.
         self.passed_over: tuple[str, ...] = ()
@@ -159,9 +161,16 @@ class LiveSegmenter:
         self.engines = engines
         self._on_plane = on_plane
         try:
-            self.buffer_bytes = self._checked_bytes()
+            self.buffer_bytes = checked_bytes(
+                self.plan,
+                self.dtype,
+                self.ring_planes,
+                self.outlet_planes,
+                engines,
+                settings.memory_bytes,
+            )
             self._ring = PlaneRing(self.ring_planes, self.plane_shape, self.dtype)
-            self._buffers = StreamBuffers.of(self._plan, self._region, engines)
+            self._buffers = StreamBuffers.of(self.plan, self._region, engines)
             if len(engines) == 1 and engines[0].resident:
                 self._buffers.warm_up(engines[0], self.dtype)
             self._pool = PlanePool(self.outlet_planes + 2, self.plane_shape)
@@ -211,7 +220,7 @@ class LiveSegmenter:
         NeurodeployError
             What the stream failed of, in this or another thread.
         """
-        stack = self._checked(planes)
+        stack = self._intake.checked(planes)
         wait_s = self.settings.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + wait_s
         if not self._pushing.acquire(timeout=max(0.0, wait_s)):
@@ -221,8 +230,8 @@ class LiveSegmenter:
             )
         try:
             self._check_open()
-            self._place(z, len(stack))
-            return self._bring(stack, deadline)
+            self._intake.place(z, len(stack))
+            return self._intake.bring(stack, deadline)
         finally:
             self._pushing.release()
 
@@ -344,10 +353,19 @@ class LiveSegmenter:
     def lag_planes(self) -> tuple[int, int]:
         """Least and most planes that must come after a plane before its result is due.
 
-        With windows of 64 planes, an overlap of 16 and no margin, that is (17, 64).
+        See `Axis.lag`.
         """
-        extra = max(self._z_axis.margin, 1)
-        return self._z_axis.overlap + extra, self._z_axis.window - 1 + extra
+        return self._axis.lag
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the first plane pushed to the last one finished."""
+        return self._tally.counts().wall_s
+
+    @property
+    def tiles_run(self) -> int:
+        """Tiles that the network has answered, of this stack."""
+        return self._stream.tiles_run
 
     @property
     def status(self) -> LiveStatus:
@@ -355,33 +373,31 @@ class LiveSegmenter:
         state = self.state
         arrived, released = self._ring.arrived, self._ring.released
         room = self._ring.room
-        with self._lock:
-            finished = self._done + self._lost
-            p50, p95, p99 = self._latencies.quantiles((0.5, 0.95, 0.99))
-            seconds = self._last_finished - self._first_push
-            voxels = self._done * prod(self.plane_shape)
-            cut = min(max(released, finished), arrived)
-            return LiveStatus(
-                state=state,
-                pushed=arrived,
-                queued=arrived - cut,
-                in_flight=max(0, cut - finished),
-                done=self._done,
-                lost=self._lost,
-                missing=self._missing,
-                dropped=self._dropped,
-                waiting=self._outlet.waiting,
-                room_planes=room,
-                latency_p50_s=p50,
-                latency_p95_s=p95,
-                latency_p99_s=p99,
-                latency_max_s=self._latencies.max,
-                lag_planes=max(0, arrived - finished),
-                mvoxel_per_s=voxels / seconds / 1e6 if seconds > 0 else 0.0,
-                buffer_bytes=self.buffer_bytes,
-                normalisation=self._normalisation,
-                gaps=tuple(self._gaps),
-            )
+        counts = self._tally.counts()
+        finished = counts.done + counts.lost
+        voxels = counts.done * prod(self.plane_shape)
+        cut = min(max(released, finished), arrived)
+        return LiveStatus(
+            state=state,
+            pushed=arrived,
+            queued=arrived - cut,
+            in_flight=max(0, cut - finished),
+            done=counts.done,
+            lost=counts.lost,
+            missing=counts.missing,
+            dropped=counts.dropped,
+            waiting=self._outlet.waiting,
+            room_planes=room,
+            latency_p50_s=counts.latency_p50_s,
+            latency_p95_s=counts.latency_p95_s,
+            latency_p99_s=counts.latency_p99_s,
+            latency_max_s=counts.latency_max_s,
+            lag_planes=max(0, arrived - finished),
+            mvoxel_per_s=voxels / counts.wall_s / 1e6 if counts.wall_s > 0 else 0.0,
+            buffer_bytes=self.buffer_bytes,
+            normalisation=self._normalisation,
+            gaps=counts.gaps,
+        )
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -450,56 +466,18 @@ class LiveSegmenter:
 
     # -- within ----------------------------------------------------------------
 
-    def _ring_planes(self) -> int:
-        axis = self._z_axis
-        # One more where only it tells whether another layer follows.
-        least = axis.tile + (axis.margin == 0)
-        asked = self.settings.ring_planes
-        learn = 0 if self.settings.normalisation else self.settings.learn_planes
-        if asked is None:
-            return max(least + 2 * axis.stride, 2 * least, learn, 16)
-        if asked < max(least, learn):
-            raise SettingsError(
-                f"a ring of {asked} planes is too small: tiles of this model need "
-                f"{least}, learning the normalisation {learn}"
-            )
-        return asked
-
-    def _checked_bytes(self) -> int:
-        need = buffer_bytes(
-            self._plan, self.dtype, self.ring_planes, self.outlet_planes, self.engines
-        )
-        cap = self.settings.memory_bytes or (machine_memory() or 8 * 10**9) // 2
-        if need > cap:
-            plane = prod(self.plane_shape)
-            raw = self.ring_planes * plane * self.dtype.itemsize
-            raise MemoryCapError(
-                f"live buffers for planes of {self.plane_shape[0]} × "
-                f"{self.plane_shape[1]} take {need / 1e9:.2f} GB and may take "
-                f"{cap / 1e9:.2f}: {self.ring_planes} planes in the ring are "
-                f"{raw / 1e9:.2f} GB, {self.outlet_planes} results "
-                f"{self.outlet_planes * plane / 1e9:.2f}; use fewer, or allow more "
-                "memory"
-            )
-        return need
-
     def _begin(self) -> None:
         self._error: BaseException | None = None
         self._finishing = False
         self._is_done = False
-        self._next = 0
-        #: Planes before this one are dropped: the tiles that read them lack others.
-        self._useless_until = 0
-        self._dropping = False
-        self._arrival: dict[int, float] = {}
-        self._gaps: deque[Gap] = deque(maxlen=KEPT_GAPS)
-        self._missing = self._dropped = self._done = self._lost = 0
-        self._latencies = Latencies()
         self._projection = None
-        self._first_push = self._last_finished = 0.0
+        self._tally = Tally()
+        self._intake = Intake(
+            self._ring, self._axis, self.settings, self._tally, self._overrun
+        )
         self._normalisation = self.settings.normalisation
         self._stream = RegionStream(
-            self._plan,
+            self.plan,
             self._region,
             self._ring,
             self.engines,
@@ -516,7 +494,7 @@ class LiveSegmenter:
         self._delivery = (
             None
             if self._on_plane is None
-            else Delivery(self._outlet, self._on_plane, self._fail)
+            else Delivery(self._outlet, self._on_plane, self.fail)
         )
 
     def _work(self) -> None:
@@ -524,17 +502,18 @@ class LiveSegmenter:
         try:
             self._stream.run()
         except NeurodeployError as error:
-            self._fail(error)
+            self.fail(error)
         except BaseException as error:
             failed = EngineError(f"the stream failed: {type(error).__name__}: {error}")
             failed.__cause__ = error
-            self._fail(failed)
+            self.fail(failed)
         else:
             with self._lock:
                 self._is_done = True
             self._outlet.end()
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the stack with an error that every push and every reader gets."""
         with self._lock:
             if self._error is None:
                 self._error = error
@@ -559,118 +538,19 @@ class LiveSegmenter:
             engine.close()
         self._owned = []
 
-    # -- within: planes --------------------------------------------------------
-
-    def _checked(self, planes: NDArray[Any]) -> NDArray[Any]:
-        planes = np.asarray(planes)
-        stack = planes[None] if planes.ndim == 2 else planes
-        if stack.ndim != 3 or stack.shape[1:] != self.plane_shape:
-            raise SettingsError(
-                f"a plane of shape {planes.shape} does not belong to this stream of "
-                f"{self.plane_shape}: it was not taken"
-            )
-        if planes.dtype.newbyteorder("=") != self.dtype:
-            raise SettingsError(
-                f"a plane of {planes.dtype.name} does not belong to this stream of "
-                f"{self.dtype.name}: it was not taken"
-            )
-        return stack
-
-    def _place(self, z: int | None, planes: int) -> None:
-        """Take note of what is missing before plane z."""
-        if z is None or (z := operator.index(z)) == self._next:
-            return
-        if z < self._next:
-            raise StreamError(
-                f"plane {z} comes after plane {self._next - 1}: planes come in order, "
-                "each once; it was not taken"
-            )
-        gap = z - self._next
-        if gap > self.settings.limit_gap:
-            raise StreamError(
-                f"plane {z} comes after plane {self._next - 1}: {gap} planes in a row "
-                f"are not missed, the limit is {self.settings.limit_gap}; it was not "
-                "taken"
-            )
-        self._absent(gap, "missing")
-        if z + planes > UNKNOWN_DEPTH:
-            raise StreamError(f"plane {z} lies deeper than any stack")
-
-    def _bring(self, stack: NDArray[Any], deadline: float) -> bool:
-        taken = 0
-        whole = True
-        while taken < len(stack):
-            left = len(stack) - taken
-            if self._next < self._useless_until:
-                n = min(left, self._useless_until - self._next)
-                whole = False
-                self._absent(n, "dropped")
-                taken += n
-                continue
-            if self._dropping and self._ring.room < self._tile_planes:
-                self._useless_until = self._after_tile(self._next)
-                continue
-            self._dropping = False
-            policy = self.settings.when_full
-            wait_s = max(0.0, deadline - time.monotonic()) if policy == "block" else 0
-            views = self._ring.room_views(left, wait_s)
-            for view in views:
-                np.copyto(view, stack[taken : taken + len(view)])
-                now = time.perf_counter()
-                with self._lock:
-                    if self._first_push == 0:
-                        self._first_push = now
-                    for z in range(self._next, self._next + len(view)):
-                        self._arrival[z] = now
-                self._next += len(view)
-                taken += len(view)
-                self._ring.bring(len(view))
-            if not views and policy == "drop":
-                self._dropping = True
-                self._useless_until = self._after_tile(self._next)
-            elif not views:
-                self._overrun(taken)
-        return whole
-
-    @property
-    def _tile_planes(self) -> int:
-        return self._z_axis.tile + (self._z_axis.margin == 0)
-
-    def _after_tile(self, z: int) -> int:
-        """The first plane behind z with which a tile begins that does not read z."""
-        axis = self._z_axis
-        layer = (z + axis.margin) // axis.stride + 1
-        return layer * axis.stride - axis.margin
-
-    def _absent(self, planes: int, why: Literal["missing", "dropped"]) -> None:
-        start, stop = self._next, self._next + planes
-        with self._lock:
-            if why == "missing":
-                self._missing += planes
-            else:
-                self._dropped += planes
-            last = self._gaps[-1] if self._gaps else None
-            if last is not None and (last.stop, last.why) == (start, why):
-                self._gaps[-1] = Gap(last.start, stop, last.why)
-            else:
-                self._gaps.append(Gap(start, stop, why))
-        self._next = stop
-        self._ring.skip(planes)
-
-    def _overrun(self, taken: int) -> None:
+    def _overrun(self, z: int) -> OverrunError:
         status = self.status
         rate = status.mvoxel_per_s * 1e6 / prod(self.plane_shape)
-        text = f"plane {self._next} found no room: {self.ring_planes} planes are held"
+        text = f"plane {z} found no room: {self.ring_planes} planes are held"
         if status.waiting >= self.outlet_planes:
             text += f" and {status.waiting} finished ones wait for their reader"
         elif rate > 0:
             text += f", and {rate:.3g} planes/s are being finished"
         text += ": take planes more slowly, or use a faster engine or a larger ring"
         error = OverrunError(text)
-        error.accepted = taken
         if self.settings.when_full == "fail":
-            self._fail(error)
-        raise error
+            self.fail(error)
+        return error
 
     def _due(self) -> int:
         """Planes before this one are, or will be, finished without another push."""
@@ -679,7 +559,7 @@ class LiveSegmenter:
             return arrived
         if self._normalisation is None and arrived < self.settings.learn_planes:
             return 0
-        axis: Axis = self._z_axis
+        axis = self._axis
         behind = arrived - axis.window - max(axis.margin, 1)
         return max(0, (behind // axis.stride + 1) * axis.stride)
 
@@ -700,7 +580,7 @@ class LiveSegmenter:
 
     def _finish_plane(self, z: int, blend: BlendRing) -> None:
         voxels = self._pool.take()
-        blend.quantise(z, self.settings.output_kind, self._threshold, voxels)
+        blend.quantise(z, self.settings.output_kind, self.threshold, voxels)
         voxels.flags.writeable = False
         if self._projection is not None:
             self._projection.add(voxels)
@@ -711,32 +591,5 @@ class LiveSegmenter:
 
     def _put(self, z: int, voxels: NDArray[np.uint8], *, valid: bool) -> None:
         arrived = self._ring.arrived
-        with self._lock:
-            now = time.perf_counter()
-            latency = now - self._arrival.pop(z, float("nan"))
-            if valid:
-                self._done += 1
-                self._latencies.add(latency)
-            else:
-                self._lost += 1
-            self._last_finished = now
+        latency = self._tally.finished(z, valid=valid)
         self._outlet.put(LivePlane(z, voxels, valid, latency, arrived - 1 - z))
-
-
-def buffer_bytes(
-    plan: TilePlan,
-    dtype: np.dtype[Any],
-    ring_planes: int,
-    outlet_planes: int,
-    engines: Sequence[Engine],
-) -> int:
-    """Bytes of the host that a live segmenter allocates when it is opened."""
-    pixels = prod(plan.shape[1:])
-    raw = ring_planes * pixels * dtype.itemsize
-    blend = plan.window[0] * pixels * 4
-    tiles = prod(plan.tile) + prod(plan.window)
-    slots = (2 * len(engines) + 2) * engines[0].batch * tiles * 4
-    if len(engines) == 1 and engines[0].resident:
-        # They lie on the GPU.
-        blend = slots = 0
-    return raw + blend + slots + (outlet_planes + 3) * pixels

@@ -88,7 +88,7 @@ class Lane:
             except BaseException as caught:
                 error = caught
                 # Whoever pushes hears of it, and the ring does not fill.
-                self.live._fail(caught)
+                self.live.fail(caught)
             result = StackResult(
                 stack.index,
                 stack.path,

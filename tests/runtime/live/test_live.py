@@ -154,7 +154,7 @@ def test_absent_planes_cost_only_the_planes_whose_tiles_read_them(
         live.finish()
         planes = list(live.planes())
         status = live.status
-    axis = live._z_axis
+    axis = live.plan.axes[0]
     spoilt = set()
     for k in range(axis.count(depth)):
         start = k * axis.stride
