@@ -47,6 +47,7 @@ STAGES = ("read", "normalise", "infer", "blend", "quantise", "write", "finish")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG."
 )
+@click.option("--overwrite", is_flag=True, help="Replace a plot that exists.")
 @click.option(
     "--tune", is_flag=True, help="Sweep batch and threads of the fastest engine."
 )
@@ -58,11 +59,15 @@ def benchmark(**options: Any) -> None:
     End to end, from a file to a file, on INPUT or the middle of it, or without INPUT
     on a simulated volume; each run in a process of its own; labels compared with fp32.
     """
-    from neurodeploy_runtime import load_bundle
+    from neurodeploy_runtime import OutputError, load_bundle
     from neurodeploy_runtime.measure import compare_engines, sweep
 
     plot: Path | None = options["plot"]
     if plot is not None:
+        if plot.exists() and not options["overwrite"]:
+            raise OutputError(
+                f"{plot} exists: choose another name for --plot, or pass --overwrite"
+            )
         import matplotlib  # noqa: F401  # named as missing before minutes are spent
     as_json, quiet = options["as_json"], options["quiet"]
     bundle = load_bundle(options["model"])

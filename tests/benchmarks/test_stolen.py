@@ -1,4 +1,4 @@
-"""A disturbed run is made again, and what was stolen decides, never what was measured."""
+"""A disturbed run is made again; what was stolen decides, not what was measured."""
 
 import sys
 from pathlib import Path

@@ -69,6 +69,12 @@ def test_the_command_prints_what_was_measured_as_json(
     assert values["tuned"][0]["tile_s"] == min(t["tile_s"] for t in values["tuned"])
     assert values["peaks"]["copy_bytes_per_s"] == 1e9
     assert plot.read_bytes().startswith(b"\x89PNG")
+    drawn = plot.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main([*words.split(), "--plot", str(plot)])
+    assert stop.value.code == 2
+    assert "plot.png exists" in capfd.readouterr().err
+    assert plot.read_bytes() == drawn
 
 
 def test_every_engine_and_precision_is_possible_or_has_a_reason(
