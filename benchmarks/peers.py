@@ -4,12 +4,13 @@
     python benchmarks/peers.py --tiny --repeat 1 # the same path in seconds, no figures
 
 From a TIFF to a mask in a TIFF; every run in a process of its own, all in turn,
-repeated. Prints seconds, ratios to MONAI with torch in fp32 (taken within each turn),
-memory over what the process held before, and agreement with torch in fp32: of labels
-in the same tiling, so that it is the engine that is compared and not the blending. A
-run during which the host of a virtual machine gave more than `--stolen` of its time to
-others is made again, up to `--tries` times, whatever it measured; the least disturbed
-one counts, and the result says how much was stolen of each.
+repeated. MONAI with torch in fp32 runs again right before each other variant, and the
+ratio is taken between these two. Prints seconds, ratios, memory over what the process
+held before, and agreement with torch in fp32: of labels in the same tiling, so that it
+is the engine that is compared and not the blending. A run during which the host of a
+virtual machine gave more than `--stolen` of its time to others is made again with the
+one before it, up to `--tries` times, whatever they measured. The least disturbed pair
+counts, where no turn has a better one, and the result says how much was stolen.
 """
 
 from __future__ import annotations
@@ -287,6 +288,10 @@ def job(values: dict[str, Any]) -> None:
         return
     tile()
     watch = StolenTime()
+    if values.get("alone") is False:
+        _, figures = metered(run)
+        answer({**figures, "error": None, "stolen": watch.share})
+        return
     before = [metered(tile)[1]["wall_s"] for _ in range(2)]
     details, figures = metered(run)
     after = [metered(tile)[1]["wall_s"] for _ in range(2)]
@@ -426,8 +431,11 @@ def main() -> None:
                     "variant": variant,
                     "output": str(folder / f"out-{number}.tif"),
                 }
+                before = None
+                if variant != REFERENCE and REFERENCE in names:
+                    before = {**asked, "variant": REFERENCE, "alone": False}
                 got = least_disturbed(
-                    partial(in_fresh_process, __file__, asked, threads=options.threads),
+                    partial(_pair, asked, before, options.threads),
                     options.stolen,
                     options.tries,
                 )
@@ -437,7 +445,7 @@ def main() -> None:
                 runs.setdefault(variant, []).append(got)
                 print(f"{turn + 1} {variant}: {_told(got)}", flush=True)
             # After each turn: a run that is stopped leaves what it has found.
-            rows = _rows(runs, values)
+            rows = _rows(runs, values, options.stolen)
             if not options.tiny:
                 rows = _with_others(rows) if options.only else rows
                 save(
@@ -457,8 +465,26 @@ def main() -> None:
         print(f"not measured: {variant}: {why}")
 
 
+def _pair(
+    asked: dict[str, Any], before: dict[str, Any] | None, threads: int
+) -> dict[str, Any]:
+    """A variant, and right before it the reference; disturbed as the worse of both."""
+    first = None
+    if before is not None:
+        first = in_fresh_process(__file__, before, threads=threads)
+        if first.get("error"):
+            return first
+    got = in_fresh_process(__file__, asked, threads=threads)
+    if got.get("error"):
+        return got
+    got["reference_s"] = got["wall_s"] if first is None else first["wall_s"]
+    if first is not None and got["stolen"] is not None:
+        got["stolen"] = max(got["stolen"], first["stolen"])
+    return got
+
+
 def _told(got: dict[str, Any]) -> str:
-    text = f"{got['wall_s']:.2f} s"
+    text = f"{got['wall_s']:.2f} s after {got['reference_s']:.2f} s"
     if got["stolen"] is not None:
         text += f", {got['stolen']:.0%} stolen in the best of {got['tries']}"
     return text
@@ -474,8 +500,9 @@ def _with_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _rows(
-    runs: dict[str, list[dict[str, Any]]], values: dict[str, Any]
+    runs: dict[str, list[dict[str, Any]]], values: dict[str, Any], limit: float
 ) -> list[dict[str, Any]]:
+    runs = {variant: _quiet(found, limit) for variant, found in runs.items()}
     labels: dict[str, dict[str, float]] = {}
     for variant, found in runs.items():
         for against in (SAME_TILING, REFERENCE):
@@ -486,6 +513,11 @@ def _rows(
     return [_row(n, found, runs, labels.get(n), values) for n, found in runs.items()]
 
 
+def _quiet(found: list[dict[str, Any]], limit: float) -> list[dict[str, Any]]:
+    """The runs of the turns that nobody disturbed; all where there is none."""
+    return [run for run in found if (run["stolen"] or 0.0) <= limit] or found
+
+
 def _row(
     name: str,
     found: list[dict[str, Any]],
@@ -494,21 +526,20 @@ def _row(
     values: dict[str, Any],
 ) -> dict[str, Any]:
     voxels = prod(values["shape"])
-
-    def ratio(other: str) -> dict[str, float] | None:
-        """Times as fast as another, within each turn."""
-        if other not in runs or len(runs[other]) != len(found):
-            return None
-        pairs = zip(runs[other], found, strict=True)
-        return spread([a["wall_s"] / b["wall_s"] for a, b in pairs])
-
+    times = [run["reference_s"] / run["wall_s"] for run in found]
+    half = runs.get("MONAI, torch bf16")
+    over_half = None
+    if REFERENCE in runs and half is not None:
+        # Each against the same reference: its median, since they lie minutes apart.
+        other = statistics.median(run["reference_s"] / run["wall_s"] for run in half)
+        over_half = spread([each / other for each in times])
     middle = sorted(found, key=lambda run: run["wall_s"])[len(found) // 2]
     return {
         "variant": name,
         "wall_s": spread([r["wall_s"] for r in found]),
         "mvoxel_per_s": spread([voxels / r["wall_s"] / 1e6 for r in found]),
-        "over_monai_fp32": ratio(REFERENCE),
-        "over_monai_bf16": ratio("MONAI, torch bf16"),
+        "over_monai_fp32": spread(times) if REFERENCE in runs else None,
+        "over_monai_bf16": over_half,
         "tile_s": spread([r["tile_s"] for r in found]),
         "tiles": found[0]["tiles"],
         "over_tiles": spread([r["over_tiles"] for r in found]),

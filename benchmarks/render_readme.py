@@ -94,7 +94,7 @@ def _peers(values: Values) -> str:
         f"{values['parameters'] / 1e6:.0f} M parameters, "
         f"{values['flop_per_tile'] / 1e9:.0f} GFLOP a tile of "
         f"{values['size']['tile']}³, overlap {values['overlap']}, {size} voxels, "
-        "× is taken within a turn, with least and most)\n\n"
+        "× is taken against a run right before, with least and most)\n\n"
         + table(
             [
                 "",
