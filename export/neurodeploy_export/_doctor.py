@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from neurodeploy_runtime._errors import NeurodeployError
+from neurodeploy_runtime._errors import NeurodeployError, said_by
 from neurodeploy_runtime.engines import _cuda_driver
 from neurodeploy_runtime.engines._cuda_driver import Gpu
 from neurodeploy_runtime.engines._onnxruntime import DISTRIBUTIONS
@@ -369,7 +369,7 @@ def _import_error(name: str) -> str | None:
     try:
         import_module(name)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"{type(error).__name__}: {said_by(error)}"
     return None
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from neurodeploy_export._errors import ExportError, ExportRequestError
-from neurodeploy_runtime._errors import WriteError
+from neurodeploy_runtime._errors import WriteError, said_by
 
 #: TensorRT indexes a tensor's elements with 32 signed bits (TensorRT #4123, #3815).
 MAX_ELEMENTS = 2**31 - 1
@@ -191,8 +191,9 @@ def infer(model: onnx.ModelProto) -> onnx.ModelProto:
             model, check_type=True, strict_mode=True, data_prop=True
         )
     except Exception as error:
-        found = str(error).replace("\n", "; ")[:500]
-        raise ExportError(f"the ONNX graph does not fit together: {found}") from None
+        raise ExportError(
+            f"the ONNX graph does not fit together: {said_by(error, 500)}"
+        ) from None
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:

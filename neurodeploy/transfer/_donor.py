@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neurodeploy._errors import DonorError
+from neurodeploy_runtime._errors import said_by
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -280,7 +281,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise DonorError(
             f"{path} is no state dict that loads without executing code: convert it "
-            f"to safetensors ({str(error).splitlines()[0]})"
+            f"to safetensors ({said_by(error)})"
         ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(values, dict) and isinstance(values.get(wrapper), dict):

@@ -22,6 +22,26 @@ NeurodeployError            exit_code 1
 from typing import ClassVar
 
 
+def said_by(error: BaseException, most: int = 200) -> str:
+    r"""What another library's error says, as part of one of our sentences.
+
+    One line of at most `most` characters, cut between words; without a full stop, and
+    never empty.
+
+    >>> said_by(ValueError("too few bytes.\n  (3 of 8)"))
+    'too few bytes. (3 of 8)'
+    >>> said_by(EOFError())
+    'EOFError'
+    >>> said_by(ValueError("one two three"), 9)
+    'one two …'
+    """
+    text = " ".join(str(error).split())
+    if len(text) > most:
+        text = text[:most].rpartition(" ")[0] or text[:most]
+        return f"{text} …"
+    return text.rstrip(".") or type(error).__name__
+
+
 class NeurodeployError(Exception):
     """An error that neurodeploy raises on purpose: one sentence for a user."""
 

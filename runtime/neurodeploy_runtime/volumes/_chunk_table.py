@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError, NeurodeployError, ReadError
+from neurodeploy_runtime._errors import InputError, NeurodeployError, ReadError, said_by
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._files import Files
@@ -244,7 +244,7 @@ class ChunkTableSource(Source):
             raise
         except Exception as error:
             raise ReadError(
-                f"{what} of {self.path} cannot be decoded: {_sentence(error)}; copy "
+                f"{what} of {self.path} cannot be decoded: {said_by(error)}; copy "
                 "the file again, or leave that part out by a region of interest"
             ) from error
         inside = table.box(place).shape
@@ -289,8 +289,3 @@ def fingerprint_of(source: Source, files: Files) -> Any:
 def _minus(start: Shape) -> Shape:
     z, y, x = start
     return -z, -y, -x
-
-
-def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200].rstrip(".")

@@ -20,7 +20,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError, NeurodeployError
+from neurodeploy_runtime._errors import InputError, NeurodeployError, said_by
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime.volumes._axes import Layout, layout_of, pick
 from neurodeploy_runtime.volumes._base import ReadOptions, Source, checked_dtype
@@ -78,8 +78,7 @@ def open_(path: Path, options: ReadOptions) -> Source:
     except NeurodeployError:
         raise
     except Exception as error:  # of any kind: a damaged file leads h5py anywhere
-        text = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(f"{path} cannot be read as HDF5: {text}") from error
+        raise InputError(f"{path} cannot be read as HDF5: {said_by(error)}") from error
 
 
 def _find(file: Any, path: Path, options: ReadOptions) -> FoundArray:

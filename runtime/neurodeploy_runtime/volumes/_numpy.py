@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurodeploy_runtime._errors import InputError
+from neurodeploy_runtime._errors import InputError, said_by
 from neurodeploy_runtime.volumes._axes import layout_of
 from neurodeploy_runtime.volumes._base import ReadOptions, Source, checked_dtype
 from neurodeploy_runtime.volumes._raw import RawPlanes, RawSource
@@ -33,8 +33,9 @@ def open_(path: Path, options: ReadOptions) -> Source:
         except InputError:
             raise
         except Exception as error:  # NumPy parses the header as Python text
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{where} has no valid NumPy header: {text}") from error
+            raise InputError(
+                f"{where} has no valid NumPy header: {said_by(error)}"
+            ) from error
         offset = file.tell()
     checked_dtype(stored, where)
     if fortran_order and len(shape) > 1:

@@ -17,7 +17,7 @@ from typing import Any
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError, ReadError
+from neurodeploy_runtime._errors import InputError, ReadError, said_by
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime.volumes._axes import Layout, layout_of, pick
 from neurodeploy_runtime.volumes._base import ReadOptions, Source, checked_dtype
@@ -423,6 +423,5 @@ def _stats(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
     # Behind " [" stand source lines of TensorStore.
-    return text.partition(" [")[0][:300].rstrip(".")
+    return said_by(error, 2000).partition(" [")[0].rstrip(".")

@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError, NeurodeployError
+from neurodeploy_runtime._errors import InputError, NeurodeployError, said_by
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime.volumes._axes import Layout, layout_of, pick
 from neurodeploy_runtime.volumes._base import ReadOptions, Source, checked_dtype
@@ -52,9 +52,8 @@ def open_(path: Path, options: ReadOptions) -> Source:
     except NeurodeployError:
         raise
     except Exception as error:  # of any kind: a damaged header leads anywhere
-        text = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(
-            f"{where} cannot be read as a TIFF: {text or type(error).__name__}"
+            f"{where} cannot be read as a TIFF: {said_by(error)}"
         ) from error
     return found.source(path, options)
 

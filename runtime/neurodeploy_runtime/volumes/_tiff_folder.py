@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from neurodeploy_runtime._errors import InputError, NeurodeployError
+from neurodeploy_runtime._errors import InputError, NeurodeployError, said_by
 from neurodeploy_runtime.volumes._axes import layout_of
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._tiff import (
@@ -72,8 +72,7 @@ def open_(path: Path, options: ReadOptions) -> Source:
             raise
         except Exception as error:  # of any kind: a damaged header leads anywhere
             raise InputError(
-                f"{plane} cannot be read as a TIFF plane: "
-                f"{' '.join(str(error).split())[:200]}"
+                f"{plane} cannot be read as a TIFF plane: {said_by(error)}"
             ) from error
         if pages > 1 or layout.planes > 1:
             raise InputError(
