@@ -432,8 +432,13 @@ def main() -> None:
                     "output": str(folder / f"out-{number}.tif"),
                 }
                 before = None
-                if variant != REFERENCE and REFERENCE in names:
-                    before = {**asked, "variant": REFERENCE, "alone": False}
+                if REFERENCE in names and REFERENCE not in {variant, *skipped}:
+                    before = {
+                        **asked,
+                        "variant": REFERENCE,
+                        "alone": False,
+                        "output": str(folder / "before.tif"),
+                    }
                 got = least_disturbed(
                     partial(_pair, asked, before, options.threads),
                     options.stolen,

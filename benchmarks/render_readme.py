@@ -67,6 +67,8 @@ def _summary(values: Values) -> str | None:
 def _times(value: Values | None) -> str:
     if value is None:
         return "–"
+    if value.get("n") == 1:
+        return f"{value['median']:.2f}"
     return f"{value['median']:.2f} ({value['least']:.2f}–{value['most']:.2f})"
 
 

@@ -6,8 +6,8 @@ compressed planes decodes a whole plane for every voxel.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._durable import durable_units
-from neurodeploy_runtime._errors import OutputError, ResumeError, SettingsError
+from neurodeploy_runtime._errors import (
+    MemoryCapError,
+    OutputError,
+    ResumeError,
+    SettingsError,
+)
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._ingest_plan import (
     BUFFERS,
@@ -65,11 +70,14 @@ class IngestReport:
     """On the disk, with the coarser levels."""
     seconds: float
     reading: ReadPlan
+    resumed_voxels: int = 0
+    """Of earlier calls; they count in no rate."""
 
     @property
     def mvoxel_per_s(self) -> float:
-        """Million voxels of the volume in a second."""
-        return math.prod(self.shape) / 1e6 / max(self.seconds, 1e-9)
+        """Million voxels of the volume that this call copied in a second."""
+        voxels = math.prod(self.shape) - self.resumed_voxels
+        return voxels / 1e6 / max(self.seconds, 1e-9)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -88,9 +96,9 @@ def ingest(
     """Rewrite `source` as sharded OME-Zarr with its pyramid, each chunk decoded once.
 
     Voxels, type and voxel size stay as they are; coarser levels are means. The output
-    takes its name when it is whole. One that was stopped lies in ``OUTPUT.neurodeploy``
-    and the same call goes on with it: shards that are recorded and readable are not
-    made again.
+    takes its name when it is whole. One that was stopped lies in ``OUTPUT.ingest`` and
+    the same call goes on with it: shards that are recorded are not made again, and the
+    last 4 GB of them are read before they are believed.
 
     Parameters
     ----------
@@ -123,38 +131,16 @@ def ingest(
         raise OutputError(f"{output} is not the name of a Zarr store: end it in .zarr")
     if source.path != output and _inside(output, source):
         raise SettingsError(f"{output} lies inside the input: choose another place")
-    _check_place(output, overwrite)
-    work = output.with_name(f"{output.name}.neurodeploy")
+    _check_place(source, output, overwrite)
+    work = output.with_name(f"{output.name}.ingest")
     journal = Journal(work)
-    grain, plan = choose_shards(source, memory_bytes, _begun_with(journal))
-    made = {"identity": _identity(source, grain)}
-    if journal.exists:
-        try:
-            journal.check(made)
-        except ResumeError:
-            if not overwrite:
-                raise
-            journal.lock()
-            journal.close()
-            shutil.rmtree(work)
-            grain, plan = choose_shards(source, memory_bytes)
-            made = {"identity": _identity(source, grain)}
-    if not journal.exists:
-        check_disk(source, output, plan)
-        journal.begin(made)
     journal.lock()
     try:
+        grain, plan = _begin(journal, source, output, memory_bytes, overwrite)
         source.keep(plan.cache_bytes)
-        with attach_sink(
-            work / STORE,
-            "ome-zarr",
-            source.shape,
-            source.dtype,
-            source.voxel_size_um,
-            grain=grain,
-            pooling="mean",
-        ) as sink:
-            _copy(source, sink, plan, scratch or output.parent, journal, progress)
+        with _attached(journal, source, grain, overwrite) as sink:
+            place = scratch or output.parent
+            resumed = _copy(source, sink, plan, place, journal, progress)
             sink.finish(
                 {
                     "ingested_from": source.describe(),
@@ -163,6 +149,12 @@ def ingest(
                 }
             )
         _give_name(work, output)
+        journal.remove()
+    except BaseException:
+        if not journal.exists:
+            with contextlib.suppress(OutputError, ResumeError):
+                journal.remove()
+        raise
     finally:
         journal.close()
     levels = sum(1 for entry in output.iterdir() if entry.is_dir())
@@ -176,6 +168,7 @@ def ingest(
         output_bytes=sum(f.stat().st_size for f in output.rglob("*") if f.is_file()),
         seconds=round(time.monotonic() - began, 3),
         reading=plan,
+        resumed_voxels=resumed,
     )
 
 
@@ -186,29 +179,84 @@ def _inside(output: Path, source: Source) -> bool:
     )
 
 
-def _check_place(output: Path, overwrite: bool) -> None:
-    work = output.with_name(f"{output.name}.neurodeploy")
-    if output.exists() and (work / NAMING).exists() and not (work / STORE).exists():
-        # Killed between the last two steps: the store that is there is the whole one.
-        shutil.rmtree(work)
-    if output.exists():
-        if not overwrite:
-            raise OutputError(
-                f"{output} is already there: choose another name, or pass --overwrite"
-            )
-        if not any((output / n).is_file() for n in ("zarr.json", ".zgroup", ".zarray")):
-            raise OutputError(
-                f"{output} is no Zarr store, so it is not replaced: choose another name"
-            )
+def _check_place(source: Source, output: Path, overwrite: bool) -> None:
     if not output.parent.is_dir():
         raise OutputError(
             f"{output} cannot be written: the folder {output.parent} is not there"
         )
+    if not output.exists():
+        return
+    where = source.path
+    if isinstance(where, Path) and where.exists() and output.samefile(where):
+        raise OutputError(f"{output} is the input: it is never overwritten")
+    if not overwrite:
+        _forget_named(output)
+        raise OutputError(
+            f"{output} is already there: choose another name, or pass --overwrite"
+        )
+    if not any((output / n).is_file() for n in ("zarr.json", ".zgroup", ".zarray")):
+        raise OutputError(
+            f"{output} is no Zarr store, so it is not replaced: choose another name"
+        )
 
 
-def _identity(source: Source, grain: Shape) -> dict[str, Any]:
+def _forget_named(output: Path) -> None:
+    """Remove what a kill right behind the last rename has left of this very store."""
+    work = output.with_name(f"{output.name}.ingest")
+    if (work / NAMING).exists() and not (work / STORE).exists():
+        journal = Journal(work)
+        with contextlib.suppress(ResumeError):
+            journal.lock()
+            journal.remove()
+
+
+def _begin(
+    journal: Journal, source: Source, output: Path, memory_bytes: int, overwrite: bool
+) -> tuple[Shape, ReadPlan]:
+    """Go on with what lies here, or begin: the shards, and how the input is read."""
+    if journal.exists and (journal.folder / STORE).exists():
+        try:
+            chosen = choose_shards(source, memory_bytes, _begun_with(journal))
+            journal.check(_made(source, chosen[0]))
+            return chosen
+        except (ResumeError, MemoryCapError):
+            if not overwrite:
+                raise
+    chosen = choose_shards(source, memory_bytes)
+    journal.clear()
+    check_disk(source, output, chosen[1])
+    journal.begin(_made(source, chosen[0]))
+    return chosen
+
+
+def _attached(journal: Journal, source: Source, grain: Shape, overwrite: bool) -> Sink:
+    """The store, open; with `overwrite` a damaged one is begun again."""
+
+    def attach() -> Sink:
+        return attach_sink(
+            journal.folder / STORE,
+            "ome-zarr",
+            source.shape,
+            source.dtype,
+            source.voxel_size_um,
+            grain=grain,
+            pooling="mean",
+        )
+
+    try:
+        return attach()
+    except ResumeError:
+        if not overwrite:
+            raise
+        journal.clear()
+        journal.begin(_made(source, grain))
+        return attach()
+
+
+def _made(source: Source, grain: Shape) -> dict[str, Any]:
+    """What is being made, for the journal."""
     size = source.voxel_size_um
-    return {
+    identity = {
         "input": {
             "fingerprint": source.fingerprint(),
             "shape": list(source.shape),
@@ -221,6 +269,7 @@ def _identity(source: Source, grain: Shape) -> dict[str, Any]:
             "voxel_size_um": None if size is None else list(size),
         },
     }
+    return {"identity": identity}
 
 
 def _begun_with(journal: Journal) -> object:
@@ -234,11 +283,11 @@ def _begun_with(journal: Journal) -> object:
 
 
 def _give_name(work: Path, output: Path) -> None:
+    """Put the whole store in its place; at every moment there is one of them."""
     (work / NAMING).touch()
     if output.exists():
-        shutil.rmtree(output)
+        output.rename(work / "replaced")
     (work / STORE).rename(output)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _copy(
@@ -248,14 +297,15 @@ def _copy(
     scratch: Path,
     journal: Journal,
     progress: ProgressCallback | None,
-) -> None:
+) -> int:
+    """Copy what is not there yet; the voxels that were."""
     total = math.prod(sink.shape)
     there = durable_units([sink], journal.records())
     units = [unit for unit in sink.units() if unit.start not in there]
     resumed = done = total - sum(unit.voxels for unit in units)
     began = time.monotonic()
     if not units:
-        return
+        return resumed
     largest = max(unit.voxels for unit in units)
     buffers: SimpleQueue[NDArray[Any]] = SimpleQueue()
     for _ in range(BUFFERS):
@@ -296,6 +346,7 @@ def _copy(
             writing.append(writers.submit(write, unit, flat))
         for written in writing:
             tell(written)
+    return resumed
 
 
 def _in_order(

@@ -14,14 +14,17 @@ and readable. The folder goes away when the output has its final name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,11 @@ HEARTBEAT_S = 10.0
 #: A lock of another host whose heartbeat is older than this is a dead worker's.
 LEASE_S = 120.0
 MAX_PLAN_BYTES = 64_000_000
+#: What runs leave in their folder, until they are finished: nothing else is removed.
+OURS = (
+    *("plan.json", "*.log", "*.lock", "naming", "replaced", "projections-*", ".*"),
+    *("mask.*", "probability.*", "volume.*", "seam.*"),
+)
 #: A lock that names nobody for longer was left by a kill.
 STARTING, STARTING_S = "a process that is just starting", 2.0
 
@@ -169,17 +177,73 @@ class Journal:
     # -- one process per worker ------------------------------------------------
 
     def lock(self) -> None:
-        """Take this worker's place; ResumeError where another process has it."""
+        """Take this worker's place; ResumeError where another process has it.
+
+        The folder is made where it is not there; who has the place keeps it.
+        """
+        if self._beat is not None:
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.folder}: {error}") from None
         holder = _take(self._lock_path)
         if holder is not None:
             raise ResumeError(
                 f"{holder} is working on this output as worker {self._worker}: wait "
-                "for it, stop it, or take another share with --worker I/N"
+                "for it, or stop it"
             )
+        self._stop.clear()
         self._beat = threading.Thread(
             target=self._keep_alive, name="heartbeat", daemon=True
         )
         self._beat.start()
+
+    def clear(self) -> None:
+        """Remove what an unfinished run has left; this worker keeps its place.
+
+        The plan goes first: what a kill leaves of the rest belongs to nobody then.
+
+        Raises
+        ------
+        ResumeError
+            Another worker of that run is alive.
+        OutputError
+            Something else lies there, too, or cannot be removed: nothing is.
+        """
+        for path in self.folder.iterdir():
+            if not any(fnmatch(path.name, pattern) for pattern in OURS):
+                raise OutputError(
+                    f"{path} is not of an unfinished run, and {self.folder} is in the "
+                    "way: move it elsewhere, or choose another output"
+                )
+        for path in self.folder.glob("worker-*.lock"):
+            alive = None if path == self._lock_path else _holder(path)
+            if alive is not None:
+                raise ResumeError(
+                    f"{alive} is working on what lies in {self.folder}: wait for it, "
+                    "or stop it"
+                )
+        self._close_log()
+        try:
+            (self.folder / PLAN).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if path == self._lock_path:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot clear {self.folder}: {error}") from None
+
+    def remove(self) -> None:
+        """Clear the folder, give the place back, and remove the folder itself."""
+        self.clear()
+        self.close()
+        # Somebody may have taken the place in this very moment.
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -195,13 +259,16 @@ class Journal:
     def close(self) -> None:
         """Give the worker's place back; may be called twice."""
         self._stop.set()
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
+        self._close_log()
         if self._beat is not None:
             self._beat.join()
             self._beat = None
             self._lock_path.unlink(missing_ok=True)
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
 
 def _take(path: Path) -> str | None:
@@ -210,32 +277,62 @@ def _take(path: Path) -> str | None:
     A lock of a process of this host that is dead, or of another host whose heartbeat
     has stopped, is taken over.
     """
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    holder = "another process, at this very moment,"
+    seen: tuple[int, int] | None = None
+    patience = 0.0
     taken_over = 0
-    patience = time.monotonic() + STARTING_S
     while taken_over < 3:
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            alive = _holder(path)
-            if alive == STARTING and time.monotonic() < patience:
-                # Its name comes at once, or it was killed before it could write it.
+        if _place(path):
+            return None
+        alive = _holder(path)
+        if alive == STARTING:
+            # Its name comes at once, or it was killed before it could write it. By our
+            # clock, whatever that of the disk says; another lock has its own time.
+            now = _stamp(path)
+            if now != seen:
+                seen, patience = now, time.monotonic() + STARTING_S
+            if time.monotonic() < patience:
                 time.sleep(0.05)
                 continue
-            if alive == STARTING:
-                alive = None  # by our clock, whatever that of the disk says
-            if alive is not None:
-                return alive
-            path.unlink(missing_ok=True)
-            taken_over += 1
-            continue
-        except OSError as error:
-            raise OutputError(f"cannot write to {path.parent}: {error}") from None
-        with os.fdopen(handle, "w") as out:
-            json.dump(mine, out)
-        return None
-    return holder
+            alive = None
+        if alive is not None:
+            return alive
+        path.unlink(missing_ok=True)
+        taken_over += 1
+    return "another process, at this very moment,"
+
+
+def _place(path: Path) -> bool:
+    """Put a lock there that names this process; whether there was none."""
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    whole = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        whole.write_text(mine)
+        try:
+            # Written before it is seen: no lock is ever empty.
+            os.link(whole, path)
+            return True
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links.
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            with os.fdopen(handle, "w") as out:
+                out.write(mine)
+            return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise OutputError(f"cannot write to {path.parent}: {error}") from None
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _holder(path: Path) -> str | None:

@@ -65,10 +65,13 @@ class OutputSet:
         self.seam: Sink | None = None
         self.grain = grain
         self.shape = shape
+        self._is_new = False
         try:
             for plane_kind, path in paths.outputs:
+                place = paths.working(plane_kind, path)
+                self._is_new |= not place.exists()
                 sink = attach_sink(
-                    paths.working(plane_kind, path),
+                    place,
                     kind,
                     shape,
                     np.uint8,
@@ -85,6 +88,9 @@ class OutputSet:
 
     def verified(self, records: Mapping[Shape, Record]) -> frozenset[Shape]:
         """The units that need not be done again: recorded, present and readable."""
+        if self._is_new:
+            # What is recorded was of a file that is not there any more.
+            return frozenset()
         return durable_units([output.sink for output in self.outputs], records)
 
     def content(self, records: Mapping[Shape, Record]) -> dict[str, Any]:

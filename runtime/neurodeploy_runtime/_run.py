@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -129,13 +130,18 @@ class SegmentRun:
             "warnings": self._warnings,
         }
         memory = self.plan_memory()
-        if fresh:
-            check_disk(self._paths, self._kind, self._roi.shape)
-            self._journal.begin(plan)
-        else:
-            fresh = self._go_on(plan)
-        # Only who has the place may remove anything here.
-        self._journal.lock()
+        try:
+            if fresh:
+                check_disk(self._paths, self._kind, self._roi.shape)
+                self._clear_ruins()
+                self._journal.begin(plan)
+            else:
+                fresh = self._go_on(plan)
+            # Only who has the place may remove anything here.
+            self._journal.lock()
+        except BaseException:
+            self._journal.close()
+            raise
         try:
             outputs = self._open_outputs()
         except BaseException:
@@ -171,6 +177,14 @@ class SegmentRun:
         }
         return [self._paths.beside(ending) for ending, yes in asked.items() if yes]
 
+    def _clear_ruins(self) -> None:
+        """Remove what a kill amid a removal has left: it belongs to no plan."""
+        if self._paths.work.is_dir():
+            self._journal.lock()
+            # Not where another worker begins at this very moment.
+            with contextlib.suppress(ResumeError):
+                self._journal.clear()
+
     def _go_on(self, plan: dict[str, Any]) -> bool:
         """Go on with what lies here, or start again where that is allowed."""
         try:
@@ -179,8 +193,7 @@ class SegmentRun:
             if not self._overwrite:
                 raise
             self._journal.lock()
-            self._journal.close()
-            shutil.rmtree(self._paths.work)
+            self._journal.clear()
             check_disk(self._paths, self._kind, self._roi.shape)
             self._journal.begin(plan)
             return True

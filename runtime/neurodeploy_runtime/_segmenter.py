@@ -148,9 +148,12 @@ class Segmenter:
             has a place for: both kinds, a seam map, skipped background, a worker's
             share.
         MemoryCapError
-            Whole planes take more than the cap.
+            Whole planes take more than the cap; without one, nothing is refused.
         """
-        return iter(Slabs(self.bundle, self.engines, self.settings, source, planes))
+        made = Slabs(self.bundle, self.engines, self.settings, source, planes)
+        # A report of a later run says it, too: the engine stays as it is now.
+        self.choice["passed_over"] += made.notes
+        return iter(made)
 
     def close(self) -> None:
         """Close the engines that it opened; may be called twice."""

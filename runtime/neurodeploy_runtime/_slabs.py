@@ -58,7 +58,7 @@ class Slabs:
         if settings.tissue is not None:
             with open_volume(settings.tissue) as mask:
                 self._tissue = TissueMask.read(mask, source.shape)
-        RunMemory(
+        memory = RunMemory(
             self._plan,
             self._region,
             source,
@@ -68,7 +68,10 @@ class Slabs:
             grain=(planes, *self._region.shape[1:]),
             outputs=1,
             cap_bytes=settings.memory_bytes or sys.maxsize,
-        ).choose()
+        )
+        memory.choose()
+        #: Why tiles that could lie on a GPU do not.
+        self.notes: list[str] = memory.notes
 
     def __iter__(self) -> Iterator[Slab]:
         spec, source, region = self._bundle.spec, self._source, self._region

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime.volumes import ArraySource, open_volume
 from neurodeploy_runtime.volumes._sink_pyramid import pool
 
@@ -165,7 +167,7 @@ def test_after_a_read_error_the_same_call_goes_on(tmp_path):
     out = tmp_path / "a.zarr"
     with pytest.raises(ReadError, match="plane 12"):
         ingest(FailingSource(voxels), out)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr.neurodeploy"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr.ingest"]
     seen = []
     mended = Watched(voxels)
     ingest(mended, out, progress=seen.append)
@@ -184,7 +186,7 @@ def test_a_shard_that_was_damaged_since_is_made_again(tmp_path):
         ingest(FailingSource(voxels), out)
     shards = [
         path
-        for path in (tmp_path / "a.zarr.neurodeploy" / "volume.zarr").rglob("c/*/0/0")
+        for path in (tmp_path / "a.zarr.ingest" / "volume.zarr").rglob("c/*/0/0")
         if path.is_file()
     ]
     assert shards
@@ -225,17 +227,18 @@ def test_a_killed_ingest_goes_on_to_the_same_voxels(tmp_path):
     out = tmp_path / "out.zarr"
     command = [sys.executable, "-m", "neurodeploy", "ingest"]
     command += [str(tmp_path / "in.tif"), str(out), "--memory", "2GB"]
-    log = tmp_path / "out.zarr.neurodeploy" / "done-1.log"
+    log = tmp_path / "out.zarr.ingest" / "done-1.log"
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not out.exists()
-    done = len(log.read_text().splitlines())
-    assert 0 < done < 6
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stderr
+    begun = log.read_text()
+    assert 0 < len(begun.splitlines()) < 6
+    with open_volume(tmp_path / "in.tif") as source:
+        report = ingest(source, out, memory_bytes=2 * 10**9)
+    assert report.resumed_voxels == len(begun.splitlines()) * 256 * 150 * 150
     assert np.array_equal(read_all(out), voxels)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tif", "out.zarr"]
 
@@ -266,15 +269,116 @@ def test_nothing_is_overwritten_unasked_and_only_zarr_when_asked(tmp_path, plane
     assert read_all(out).shape == SHAPE
 
 
+def stopped(tmp_path, voxels):
+    """What an ingest leaves that was stopped in the middle: two units of three."""
+    out = tmp_path / "a.zarr"
+    with pytest.raises(ReadError):
+        ingest(FailingSource(voxels), out)
+    return out, tmp_path / "a.zarr.ingest"
+
+
 def test_a_kill_behind_the_last_rename_leaves_nothing_behind(tmp_path):
-    work = tmp_path / "a.zarr.neurodeploy"
-    with ArraySource(np.ones((3, 4, 5), np.uint8)) as source:
-        ingest(source, tmp_path / "a.zarr")
-        work.mkdir()
-        (work / "naming").touch()
-        with pytest.raises(OutputError, match="already there"):
-            ingest(source, tmp_path / "a.zarr")
+    voxels = volume((600, 30, 30))
+    out, work = stopped(tmp_path, voxels)
+    (work / "naming").touch()
+    (work / "volume.zarr").rename(out)
+    with pytest.raises(OutputError, match="already there"):
+        ingest(ArraySource(voxels), out)
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_kill_between_the_last_renames_loses_neither_store(tmp_path, monkeypatch):
+    voxels = volume((600, 30, 30))
+    out = tmp_path / "a.zarr"
+    ingest(ArraySource(voxels + 1), out)
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.name == "volume.zarr":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(ArraySource(voxels), out, overwrite=True)
+    work = tmp_path / "a.zarr.ingest"
+    assert np.array_equal(read_all(work / "replaced"), voxels + 1)
+    seen = []
+    ingest(ArraySource(voxels), out, progress=seen.append)
+    assert seen == []
+    assert np.array_equal(read_all(out), voxels)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_the_folder_of_an_unfinished_segmentation_stays(tmp_path):
+    theirs = tmp_path / "a.zarr.neurodeploy"
+    theirs.mkdir()
+    for name in ("naming", "plan.json", "probability.zarr"):
+        (theirs / name).write_text("theirs")
+    ingest(ArraySource(volume((20, 30, 30))), tmp_path / "a.zarr")
+    with pytest.raises(OutputError, match="already there"):
+        ingest(ArraySource(volume((20, 30, 30))), tmp_path / "a.zarr")
+    assert len(list(theirs.iterdir())) == 3
+
+
+def test_what_a_kill_amid_a_removal_left_is_not_gone_on_with(tmp_path):
+    voxels = volume((600, 30, 30))
+    out, work = stopped(tmp_path, voxels)
+    (work / "plan.json").unlink()
+    ingest(ArraySource(voxels + 1), out)
+    assert np.array_equal(read_all(out), voxels + 1)
+
+
+def test_records_of_a_store_that_is_gone_are_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr("neurodeploy_runtime._durable.VERIFY_BYTES", 0)
+    voxels = volume((600, 30, 30))
+    out, work = stopped(tmp_path, voxels)
+    shutil.rmtree(work / "volume.zarr")
+    ingest(ArraySource(voxels), out)
+    assert np.array_equal(read_all(out), voxels)
+
+
+def test_a_damaged_unfinished_store_is_begun_again_where_that_is_allowed(tmp_path):
+    voxels = volume((600, 30, 30))
+    out, work = stopped(tmp_path, voxels)
+    for path in (work / "volume.zarr").rglob("zarr.json"):
+        path.unlink()
+    with pytest.raises(ResumeError, match="start again"):
+        ingest(ArraySource(voxels), out)
+    ingest(ArraySource(voxels), out, overwrite=True)
+    assert np.array_equal(read_all(out), voxels)
+
+
+def test_somebodys_file_in_the_working_folder_is_not_removed(tmp_path):
+    work = tmp_path / "a.zarr.ingest"
+    work.mkdir()
+    (work / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match=r"thesis\.txt is not of an unfinished run"):
+        ingest(ArraySource(volume((20, 30, 30))), tmp_path / "a.zarr")
+    assert (work / "thesis.txt").read_text() == "precious"
+
+
+def test_two_at_once_are_told(tmp_path):
+    voxels = volume((600, 30, 30))
+    out, work = stopped(tmp_path, voxels)
+    other = Journal(work)
+    other.lock()
+    try:
+        with pytest.raises(ResumeError, match=f"process {os.getpid()}"):
+            ingest(ArraySource(voxels), out, overwrite=True)
+    finally:
+        other.close()
+    ingest(ArraySource(voxels), out)
+    assert np.array_equal(read_all(out), voxels)
+
+
+def test_the_input_is_never_its_own_output(tmp_path):
+    out = tmp_path / "a.zarr"
+    ingest(ArraySource(volume((20, 30, 30))), out)
+    result = invoke("ingest", out, out, "--overwrite")
+    assert "is the input" in str(result.exception)
+    assert np.array_equal(read_all(out), volume((20, 30, 30)))
 
 
 def test_too_little_memory_says_how_much_would_do(tmp_path, planes):

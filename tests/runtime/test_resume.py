@@ -331,6 +331,53 @@ def test_a_lock_that_a_kill_left_empty_is_waited_for_and_taken(
         journal.close()
 
 
+def test_a_place_that_is_taken_again_has_a_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._journal.HEARTBEAT_S", 0.02)
+    journal = Journal(tmp_path)
+    journal.lock()
+    journal.close()
+    journal.lock()
+    lock = tmp_path / "worker-1.lock"
+    os.utime(lock, (0, 0))
+    deadline = time.monotonic() + 20
+    while lock.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert lock.stat().st_mtime > 0
+    journal.close()
+
+
+def test_starting_again_does_not_remove_what_another_worker_makes(
+    interrupted: tuple[Bundle, FailsAt, Path],
+) -> None:
+    bundle, source, output = interrupted
+    work = output.with_name("out.tif.neurodeploy")
+    other = Journal(work, 2)
+    other.lock()
+    before = sorted(work.iterdir())
+    try:
+        with pytest.raises(ResumeError, match=f"process {os.getpid()}"):
+            segmenter(bundle, replace(WANTED, threshold=0.7)).segment(
+                source, output, overwrite=True
+            )
+        assert sorted(work.iterdir()) == before
+    finally:
+        other.close()
+
+
+def test_records_of_an_output_that_is_gone_are_not_believed(
+    interrupted: tuple[Bundle, FailsAt, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._durable.VERIFY_BYTES", 0)
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    for path in output.with_name("out.tif.neurodeploy").glob("probability.tif*"):
+        path.unlink()
+    segmenter(bundle).segment(source, output)
+    assert (tifffile.imread(output) == source._array).all()
+
+
 def test_shares_of_several_workers_make_one_result(
     make_identity_bundle: MakeBundle, tmp_path: Path
 ) -> None:

@@ -110,8 +110,9 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """What tells this input from any other, as hexadecimal SHA-256.
 
-        Of the format, shape and dtype, of the sizes and modification times of its
-        files, and of its first and last chunk as stored.
+        Of the format, shape and dtype, of which channel, time and level is read, of
+        the sizes and modification times of its files, and of its first and last chunk
+        as stored.
         """
 
     @abstractmethod

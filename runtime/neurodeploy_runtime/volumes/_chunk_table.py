@@ -259,6 +259,8 @@ class ChunkTableSource(Source):
         """See `Source.fingerprint`."""
         table = self._table
         digest = fingerprint_of(self, self._files)
+        # Where its chunks lie: another channel's lie elsewhere.
+        digest.update(table.file.tobytes() + table.offset.tobytes())
         last = tuple(n - 1 for n in table.grid)
         for place in ((0, 0, 0), last):
             size = min(_PRINTED_BYTES, int(table.size[place]))

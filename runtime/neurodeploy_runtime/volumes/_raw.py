@@ -181,6 +181,8 @@ class RawSource(Source):
     def fingerprint(self) -> str:
         """See `Source.fingerprint`."""
         digest = fingerprint_of(self, self._files)
+        # Where its planes lie: another channel's lie elsewhere.
+        digest.update(self._planes.file.tobytes() + self._planes.offset.tobytes())
         row_bytes = self.shape[2] * self.dtype.itemsize
         for z, y in ((0, 0), (self.shape[0] - 1, self.shape[1] - 1)):
             offset = int(self._planes.offset[z]) + y * row_bytes

@@ -312,6 +312,7 @@ class TensorStoreSource(Source):
         self.dtype = checked_dtype(found.array.dtype.numpy_dtype, found.where)
         self.compressed = True
         self._documents = store.documents
+        self._selection = found.place.path, layout.zyx, layout.index
         self._files = _folder_of(store, found)
         self._open: Any = _zyx(found.array, layout)
         chunk = found.array.chunk_layout.read_chunk.shape or layout.stored
@@ -368,7 +369,8 @@ class TensorStoreSource(Source):
         library's affair.
         """
         digest = hashlib.sha256(
-            f"{self.format}|{self.shape}|{self.dtype.name}|{self._documents}".encode()
+            f"{self.format}|{self.shape}|{self.dtype.name}|{self._documents}|"
+            f"{self._selection}".encode()
         )
         if self._files is not None:
             for name, size, mtime in _stats(self._files):

@@ -24,11 +24,11 @@ _CODINGS = {1: _pbd.PBD8, 2: _pbd.PBD16, 33: _pbd.PBD3}
 class PbdSource(ArraySource):
     """The decoded stack; what tells it from others is the file, not its voxels."""
 
-    #: SHA-256 of the file.
+    #: SHA-256 of the file, and of the channel in it.
     digest: str
 
     def fingerprint(self) -> str:
-        """Of the format, the shape and every stored byte."""
+        """Of the format, the shape, the channel and every stored byte."""
         text = f"{self.format}|{self.shape}|{self.dtype.name}|{self.digest}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -79,5 +79,5 @@ def open_(path: Path, options: ReadOptions) -> Source:
         format=f"v3dpbd, {_CODINGS[header.code].name}",
     )
     source.memory_bytes = array.nbytes
-    source.digest = hashlib.sha256(data).hexdigest()
+    source.digest = hashlib.sha256(data + repr(layout.index).encode()).hexdigest()
     return source
