@@ -14,7 +14,7 @@ from neurodeploy_export._settings import ExportSettings, ParityLimits
 from neurodeploy_runtime._bundle import Bundle, Golden, load_bundle
 from neurodeploy_runtime._errors import NeurodeployError
 from neurodeploy_runtime.engines._base import EngineSettings, PrecisionName
-from neurodeploy_runtime.engines._choose import ADAPTERS, Adapter
+from neurodeploy_runtime.engines._choose import ADAPTERS, Adapter, require_device
 
 _DEFAULTS = ExportSettings()
 #: bfloat16 has three bits of mantissa less than half.
@@ -54,6 +54,9 @@ def verify_bundle(bundle: str | Path | None, device: str = "auto") -> Iterator[V
     ``cpu`` or ``cuda:N``. An engine that is possible and then fails to load or to run
     has a verdict with that as its failure, not an exception.
     """
+    require_device(device)
+    if device == "cuda":
+        device = "cuda:0"
     opened = load_bundle(bundle)
     golden = opened.golden()
     for adapter in ADAPTERS:

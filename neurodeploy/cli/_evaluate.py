@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neurodeploy.cli._console import console
-from neurodeploy.cli._options import Triple, engine_options, engine_settings
+from neurodeploy.cli._options import (
+    Triple,
+    engine_options,
+    engine_settings,
+    refuse_without,
+)
 
 if TYPE_CHECKING:
     from neurodeploy.data import Found
@@ -71,6 +77,10 @@ def evaluate(
     and PDS as Vaa3D defines them.
     """
     if model is not None and model.suffix.lower() in (".swc", ".eswc"):
+        refuse_without(
+            "a network",
+            *("output", "threshold", "baselines", "unit", "voxel_size", *engine),
+        )
         _print_distances(model, data)
         return
     from neurodeploy.data import find_pairs
@@ -89,7 +99,13 @@ def evaluate(
         if not quiet and not as_json:
             click.echo(f"measured {figures.name}", err=True)
         if output is not None:
-            name = figures.name.replace("/", "_") + ".png"
+            stem = figures.name.replace("/", "_")
+            # Images of one name in two folders have a picture each.
+            name = f"{stem}.png"
+            for number in count(2):
+                if name not in pictures:
+                    break
+                name = f"{stem}-{number}.png"
             volume = image.volume
             mask = probability >= figures.voxels.threshold
             pictures[name] = overlay_png(volume.image, volume.labels, mask)

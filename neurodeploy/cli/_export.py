@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._build import build_options, build_settings, describe_engine
+from neurodeploy.cli._options import refuse_without
 from neurodeploy.cli._steps import steps
 
 if TYPE_CHECKING:
@@ -90,6 +91,12 @@ def export(**options: Any) -> None:
     from neurodeploy_runtime import OutputError
 
     built = build_settings(options)
+    if not options["engine"]:
+        refuse_without(
+            "--engine", "library", "workspace", "optimisation", "gpu", "build_timeout"
+        )
+    if options["precision"] != "fp16":
+        refuse_without("--precision fp16", "keep_fp32", "absmax_limit")
     quiet: bool = options.pop("quiet")
     settings = ExportSettings(
         precision=options["precision"],

@@ -82,6 +82,8 @@ class Triple(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if len(numbers) != 3:
             what = "whole numbers" if self.whole else "numbers"
             self.fail(f"{value!r} is not three {what}: write z,y,x", param, ctx)
+        if not self.whole and not all(0 < n < float("inf") for n in numbers):
+            self.fail(f"{value!r}: all three must be positive", param, ctx)
         return numbers
 
 
@@ -256,12 +258,26 @@ def segment_options(function: F) -> F:
     )
 
 
+def refuse_without(needed: str, *names: str) -> None:
+    """Refuse options that were given and do nothing without another one."""
+    context = click.get_current_context()
+    for name in names:
+        given = context.get_parameter_source(name)
+        if given is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} does nothing without {needed}: add it, or leave {option} out"
+            )
+
+
 def segment_settings(options: dict[str, Any]) -> SegmentSettings:
     """Take what is left of a verb's options as settings of a segmentation."""
     from neurodeploy_runtime import SegmentSettings, SkipSettings
 
     engine = engine_settings(options)
     skip, sigma = options.pop("skip_background"), options.pop("skip_sigma")
+    if not skip:
+        refuse_without("--skip-background", "skip_sigma")
     return SegmentSettings(
         engine=engine,
         memory_bytes=options.pop("memory"),

@@ -13,6 +13,7 @@ from neurodeploy.cli._options import (
     Share,
     default_output,
     open_input,
+    refuse_without,
     segment_options,
     segment_settings,
 )
@@ -60,6 +61,7 @@ def segment(**options: Any) -> None:
         if not options["quiet"]:
             show_report(followed)
         return
+    refuse_without("--follow", "follow_timeout", "follow_planes")
     del options["follow_timeout"], options["follow_planes"]
     quiet: bool = options.pop("quiet")
     path: str = options.pop("input")
@@ -121,12 +123,16 @@ def show_report(report: Report) -> None:
     for reason in report.provenance["notes"]["passed_over"]:
         table.add_row("not used", reason)
     if report.skip:
+        lost = "what they hold is not known: none was checked"
+        if report.skip["lost_share_upper"] is not None:
+            lost = (
+                f"lost foreground {report.skip['lost_share']:.3%} "
+                f"(at most {report.skip['lost_share_upper']:.3%}, "
+                f"{report.skip['audited']} tiles checked)"
+            )
         table.add_row(
             "background",
-            f"{report.skip['skipped']} of {report.skip['tiles']} tiles skipped, "
-            f"lost foreground {report.skip['lost_share'] or 0:.3%} "
-            f"(at most {report.skip['lost_share_upper'] or 0:.3%}, "
-            f"{report.skip['audited']} tiles checked)",
+            f"{report.skip['skipped']} of {report.skip['tiles']} tiles skipped, {lost}",
         )
     for warning in report.warnings:
         table.add_row("warning", warning)

@@ -207,10 +207,11 @@ def read_tracing(
     tracing = read_swc(pair.annotation)
     if unit == "voxel" and tracing.voxel_size_um is None:
         return tracing
-    size = tracing.voxel_size_um or voxel_size_um
+    size = tracing.voxel_size_um
     if size is None:
+        # As the labels are drawn: what is asked for counts where nothing is said.
         with open_volume(pair.image) as source:
-            size = source.voxel_size_um
+            size = source.voxel_size_um or voxel_size_um
     if size is None:
         raise DataError(
             f"{pair.annotation} is in micrometres and neither it nor {pair.image} "

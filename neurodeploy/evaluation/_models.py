@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from neurodeploy.evaluation._evaluate import Predictor
 from neurodeploy_runtime import (
+    DeviceError,
     EngineSettings,
     InputError,
     Segmenter,
     SegmentSettings,
+    SettingsError,
     load_bundle,
 )
+from neurodeploy_runtime.engines._choose import require_device
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,18 @@ def open_model(path: Path | None, engine: EngineSettings) -> Iterator[Model]:
         raise InputError(
             f"{path} is neither a bundle (it has no model.json) nor a checkpoint"
         )
+    if replace(engine, device="auto") != EngineSettings():
+        raise SettingsError(
+            f"{path} is a checkpoint, which PyTorch runs in fp32: of the engine only "
+            "--device can be chosen; export it to measure another engine"
+        )
+    require_device(engine.device)
     import torch
 
+    if engine.device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"device {engine.device} is not possible here: PyTorch sees no GPU"
+        )
     network, checkpoint = load_checkpoint(path)
     if engine.device.startswith("cuda"):
         network = network.to(torch.device(engine.device))

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _FILE = "checkpoint.json"
+#: Names that checkpoints give their tensors.
+_WRITTEN = re.compile(r"(weights|state)-\d{8,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def save_checkpoint(
     partial.replace(folder / _FILE)
     kept = {entry["file"] for entry in files.values()}
     for old in folder.glob("*.safetensors"):
-        if old.name not in kept:
+        # What somebody else put here stays.
+        if old.name not in kept and _WRITTEN.fullmatch(old.name):
             old.unlink()
 
 
@@ -197,6 +201,8 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, dict[str, str]]]:
             "upgrade neurodeploy"
         )
     files = values.pop("files", {})
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path / _FILE} names no files")
     known = {f.name for f in dataclasses.fields(Checkpoint)}
     if set(values) - known or not {"network", "step"} <= set(values):
         raise CheckpointError(
@@ -209,8 +215,16 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, dict[str, str]]]:
             f"{path / _FILE} has a network that cannot be built: {error}"
         ) from error
     for name in ("overlap", "voxel_size_um"):
-        if values.get(name) is not None:
-            values[name] = tuple(values[name])
+        three = values.get(name)
+        if three is None:
+            continue
+        if not isinstance(three, list) or not all(
+            isinstance(n, int | float) for n in three
+        ):
+            raise CheckpointError(
+                f"{path / _FILE} has {three!r} as {name}: it is not three numbers"
+            )
+        values[name] = tuple(three)
     return Checkpoint(**values), files
 
 
@@ -218,7 +232,8 @@ def _tensors(path: Path, files: dict[str, Any], kind: str) -> dict[str, torch.Te
     entry = files.get(kind)
     if (
         not isinstance(entry, dict)
-        or Path(entry.get("file", "/")).name != entry["file"]
+        or not isinstance(entry.get("file"), str)
+        or Path(entry["file"]).name != entry["file"]
     ):
         raise CheckpointError(f"{path / _FILE} names no file of {kind}")
     file = path / entry["file"]

@@ -61,7 +61,7 @@ def read_log(path: Path) -> list[Row]:
                         _or_none(values["validation_dice"]),
                     )
                 )
-            except (TypeError, ValueError):
+            except (KeyError, TypeError, ValueError):
                 break
     return rows
 

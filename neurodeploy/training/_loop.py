@@ -85,6 +85,8 @@ def train(
             f"{out} is there already: resume it with --resume, or choose another folder"
         )
     resumed = resume and is_checkpoint(last)
+    if resume and not resumed:
+        _require_begun(out)
     torch.manual_seed(settings.seed)
     if resumed and _has_donor(settings):
         settings = replace(settings, network=read_checkpoint(last).network)
@@ -342,6 +344,27 @@ def _moments(network: Network, optimiser: torch.optim.AdamW) -> dict[str, Tensor
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{key}.{name}"] = value
     return tensors
+
+
+def _require_begun(out: Path) -> None:
+    """Refuse to resume in a folder that holds anything but a run just begun."""
+    ours = {"config.json", "log.csv", "curves.png", "last", "best"}
+    theirs = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    for name in theirs:
+        if name not in ours and not name.startswith("."):
+            raise OutputError(
+                f"{out} holds {name} and no checkpoint to resume: choose another folder"
+            )
+    if theirs:
+        try:
+            begun = "steps" in json.loads((out / "config.json").read_bytes())
+        except (OSError, ValueError, TypeError):
+            begun = False
+        if not begun:
+            raise OutputError(
+                f"{out} holds no run to resume (its config.json is not of one): choose "
+                "another folder"
+            )
 
 
 def _restore(

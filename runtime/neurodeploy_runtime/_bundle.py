@@ -253,6 +253,11 @@ class BundleWriter:
             json.dump(values, out, indent=1)
             out.flush()
             os.fsync(out.fileno())
+        if self.path.exists() and not self._overwrite:
+            raise OutputError(
+                f"{self.path} has come to exist meanwhile: it is not overwritten, "
+                "choose another name"
+            )
         if self.path.exists():
             old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
             self.path.rename(old)

@@ -63,7 +63,7 @@ def read_report(output: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})") from None
-    if not isinstance(values, dict) or "provenance" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
         raise InputError(f"{path} is not a report of `neurodeploy segment`")
     return values
 
@@ -71,14 +71,30 @@ def read_report(output: Path) -> dict[str, Any]:
 def read_provenance(output: Path) -> dict[str, Any]:
     """How a result was made, from its report, with the verdict on its voxels."""
     report = read_report(output)
-    content = report["provenance"].get("content", {}).get(output.name)
+    every = report["provenance"].get("content", {})
+    content = every.get(output.name) if isinstance(every, dict) else None
     verdict = "the report holds no digest of the voxels"
     if content is not None:
+        grain, digest = _content_of(content, output)
         with open_volume(output) as source:
-            same = verify_content(source, tuple(content["grain"]), content["digest"])
+            same = verify_content(source, grain, digest)
         verdict = (
             "the voxels are those that were written"
             if same
             else "ALTERED: the voxels are not those that were written"
         )
     return {"verified": verdict, **report}
+
+
+def _content_of(content: Any, output: Path) -> tuple[Shape, str]:
+    """The unit and the digest that a report names, which anybody may have written."""
+    grain = content.get("grain") if isinstance(content, dict) else None
+    if (
+        not isinstance(grain, list)
+        or len(grain) != 3
+        or not all(isinstance(n, int) and n > 0 for n in grain)
+        or not isinstance(content.get("digest"), str)
+    ):
+        raise InputError(f"the report beside {output} is damaged: it names no units")
+    z, y, x = grain
+    return (z, y, x), content["digest"]

@@ -19,6 +19,7 @@ from neurodeploy_runtime._errors import (
     InputError,
     ResumeError,
     RunError,
+    SettingsError,
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._identity import run_identity
@@ -116,14 +117,16 @@ class SegmentRun:
 
     def execute(self) -> Report | None:
         """Run it; None where other workers still have shares to do."""
-        self._paths.check(
-            Path(str(self._source.path)),
-            may_exist=self._overwrite or self._journal.exists,
-            also=self._also(),
-        )
+        self.check_place()
         fresh = not self._journal.exists
         with self._clock.stage("look at the volume"):
             normalisation = self._normalise()
+        found = self._settings.normalisation is None
+        if self._settings.skip and found and normalisation.kind == "unit":
+            raise SettingsError(
+                "background cannot be told from signal where the normalisation is "
+                "'unit', which knows no noise: leave out --skip-background"
+            )
         plan = {
             "identity": self._identity(normalisation),
             "normalisation": normalisation.to_json(),
@@ -168,6 +171,14 @@ class SegmentRun:
             self._journal.close()
 
     # -- before ----------------------------------------------------------------
+
+    def check_place(self) -> None:
+        """Refuse an output that cannot be written there, or must not be."""
+        self._paths.check(
+            Path(str(self._source.path)),
+            may_exist=self._overwrite or self._journal.exists,
+            also=self._also(),
+        )
 
     def _also(self) -> list[Path]:
         """What is left beside the outputs when it was asked for."""
@@ -292,6 +303,11 @@ class SegmentRun:
             regions.skip.recall(self._paths.work.glob("skip-*.log"))
             skip = regions.skip.report(foreground)
             self._check_skip(skip)
+            if skip["skipped"] and not skip["audited"]:
+                self._warnings.append(
+                    f"none of the {skip['skipped']} skipped tiles was checked: what "
+                    "they hold is not known"
+                )
         # In the output itself lies what decides its bytes, and nothing else: two runs
         # are the same file. The command and the times are in the report.
         inside = {

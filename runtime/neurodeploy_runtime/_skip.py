@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._errors import SettingsError
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime._normalise import Normalisation
 
@@ -39,6 +40,19 @@ class SkipSettings:
     hot_voxels: int = 16
     audit_share: float = 0.05
     limit_lost: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.limit_sigma) and self.limit_sigma >= 0):
+            raise SettingsError(
+                f"a limit of {self.limit_sigma} noise means nothing: use 0 or more"
+            )
+        if not (0 <= self.audit_share <= 1 and self.limit_lost >= 0):
+            raise SettingsError(
+                f"an audit of {self.audit_share} of the skipped tiles, or a limit of "
+                f"{self.limit_lost} lost, means nothing: use shares"
+            )
+        if self.hot_voxels < 0:
+            raise SettingsError(f"{self.hot_voxels} hot voxels mean nothing")
 
 
 class BackgroundSkip:

@@ -74,7 +74,7 @@ def test_a_voxel_size_that_the_file_does_not_say_can_be_said(
     assert "give it with --voxel-size z,y,x" in ended.err.splitlines()[-1]
     ended = run(*words, "-o", output, "--voxel-size", "2,0,0.5")
     assert ended.code == 2
-    assert "(2.0, 0.0, 0.5) is no size" in ended.err.splitlines()[-1]
+    assert "all three must be positive" in ended.err.splitlines()[-1]
     ended = run(*words, "-o", output, "--voxel-size", "2,0.6,0.5")
     assert ended.code == 0, ended.err
     with open_volume(output) as volume:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
+from neurodeploy.networks import NetworkConfig
 from neurodeploy.training import (
     LossSettings,
     TrainSettings,
@@ -22,6 +23,7 @@ from neurodeploy.training import (
     train,
 )
 from neurodeploy.training import _loop as loop
+from neurodeploy.training._checkpoint import Checkpoint, load_weights, save_checkpoint
 from neurodeploy.training._optimiser import RunningAverage
 from neurodeploy_runtime._errors import OutputError
 
@@ -254,3 +256,41 @@ def test_the_average_of_a_new_network_forgets_its_first_weights():
     for step in range(100):
         average.update(layer, step)
     assert float(average.tensors["weight"]) > 0.999
+
+
+def test_resuming_in_a_folder_of_something_else_touches_nothing(tmp_path):
+    for names in (["thesis.txt"], ["config.json"], ["log.csv"]):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("{}")
+        with pytest.raises(OutputError, match="choose another folder"):
+            train(TrainSettings(out=str(folder)), [], resume=True)
+        assert [path.read_text() for path in folder.iterdir()] == ["{}"]
+
+
+def test_a_checkpoint_removes_only_what_checkpoints_wrote(tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"precious")
+    for step in (1, 2):
+        save_checkpoint(
+            tmp_path,
+            Checkpoint(network=NetworkConfig(), step=step),
+            {"a": torch.zeros(2)},
+        )
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "mine.safetensors",
+        "weights-00000002.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"files": []}, {"files": {"weights": {}}}, {"overlap": 5}]
+)
+def test_a_checkpoint_that_somebody_wrote_is_read_with_care(tmp_path, wrong):
+    save_checkpoint(
+        tmp_path, Checkpoint(network=NetworkConfig(), step=1), {"a": torch.zeros(2)}
+    )
+    path = tmp_path / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(CheckpointError):
+        load_weights(tmp_path)

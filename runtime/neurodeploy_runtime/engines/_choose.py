@@ -16,6 +16,18 @@ from neurodeploy_runtime.engines._resident import settle_residence
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
+def require_device(device: str) -> None:
+    """Refuse what names no device, or several.
+
+    Raises
+    ------
+    SettingsError
+        It is not auto, cpu, cuda or cuda:N.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise SettingsError(f"device {device!r} is unknown: use auto, cpu or cuda:N")
+
+
 @dataclass(frozen=True)
 class Adapter:
     """An engine that may be chosen: why it cannot serve, and how it is opened."""
@@ -54,10 +66,7 @@ def choose_engine(bundle: Bundle, settings: EngineSettings) -> Choice:
     DeviceError
         What was asked for is not possible here; the text says why, and what to do.
     """
-    if not _DEVICE.fullmatch(settings.device):
-        raise SettingsError(
-            f"device {settings.device!r} is unknown: use auto, cpu or cuda:N"
-        )
+    require_device(settings.device)
     reasons: list[str] = []
     others: list[str] = []
     for adapter in ADAPTERS:

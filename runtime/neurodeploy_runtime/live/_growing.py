@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError
+from neurodeploy_runtime._errors import InputError, SettingsError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import ReadOptions, Source, open_volume
 from neurodeploy_runtime.volumes._open import STORE_MARKS
@@ -104,6 +104,11 @@ class GrowingFolder(Growing):
     def __init__(self, path: Path, settle_s: float, options: ReadOptions) -> None:
         super().__init__(path, settle_s)
         options.refuse("a folder of planes", "dataset", "level", "channel", "time")
+        if options.axes not in (None, "zyx"):
+            raise SettingsError(
+                f"a growing folder of planes is followed along z, not with axes "
+                f"{options.axes!r}: leave them out"
+            )
         self._files: list[Path] = []
         self._first: Path | None = None
 

@@ -118,6 +118,7 @@ def forecast(
         cancel=None,
         notes={},
     )
+    run.check_place()
     memory = run.plan_memory()
     roi = settings.roi or Box.whole(source.shape)
     plan = TilePlan.of(segmenter.bundle.spec, source.shape, settings.overlap)

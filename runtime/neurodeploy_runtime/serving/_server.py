@@ -77,6 +77,13 @@ class ServerSettings:
     unread_s: float = 30.0
 
     def __post_init__(self) -> None:
+        if not HELLO.size <= self.limit_bytes < 2**32:
+            raise SettingsError(
+                f"messages of at most {self.limit_bytes} bytes are not possible: use "
+                f"{HELLO.size} to {2**32 - 1}"
+            )
+        if not (self.stall_s > 0 and self.unread_s > 0):
+            raise SettingsError("stall_s and unread_s must be positive")
         if not self.allow_remote and not _is_loopback(self.host):
             raise SettingsError(
                 f"{self.host} can be reached by other machines, and clients are not "

@@ -1,0 +1,146 @@
+"""What is asked for takes effect or is refused; nobody's file is taken for ours."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from neurodeploy_runtime import Bundle, OutputError, SettingsError, SkipSettings
+from neurodeploy_runtime._bundle import BundleWriter
+from neurodeploy_runtime.serving import ServerSettings
+
+Run = Callable[..., Any]
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "in.tif"
+    voxels = np.random.default_rng(0).integers(90, 110, (12, 40, 40), np.uint16)
+    tifffile.imwrite(path, voxels)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (("--follow-timeout", "5"), "--follow"),
+        (("--follow-planes", "9"), "--follow"),
+        (("--skip-sigma", "2"), "--skip-background"),
+    ],
+)
+def test_an_option_that_needs_another_one_is_refused_without_it(
+    run: Run, image: Path, words: tuple[str, ...], needed: str
+) -> None:
+    ended = run("segment", image, *words)
+    assert ended.code == 2
+    assert f"does nothing without {needed}" in ended.err
+    assert [path.name for path in image.parent.iterdir()] == ["in.tif"]
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (("--workspace", "4GB"), "--engine"),
+        (("--gpu", "1"), "--engine"),
+        (("--keep-fp32", "decoder"), "--precision fp16"),
+    ],
+)
+def test_an_export_refuses_what_it_would_not_use(
+    run: Run, tmp_path: Path, words: tuple[str, ...], needed: str
+) -> None:
+    ended = run("export", tmp_path, "-o", tmp_path / "b", *words)
+    assert ended.code == 2
+    assert f"does nothing without {needed}" in ended.err
+
+
+def test_a_tracing_is_not_measured_with_options_of_a_network(
+    run: Run, tmp_path: Path
+) -> None:
+    swc = tmp_path / "a.swc"
+    swc.write_text("1 2 0 0 0 1 -1\n2 2 9 0 0 1 1\n")
+    assert run("evaluate", swc, "--data", swc).code == 0
+    for words in (("--unit", "um"), ("-o", tmp_path / "out"), ("--threads", "2")):
+        ended = run("evaluate", swc, "--data", swc, *words)
+        assert ended.code == 2
+        assert "does nothing without a network" in ended.err
+
+
+@pytest.mark.parametrize("device", ["gpu", "cud:0", "cuda:0,cuda:1"])
+def test_verify_refuses_a_device_that_is_none(run: Run, device: str) -> None:
+    ended = run("verify", "--device", device)
+    assert ended.code == 2
+    assert "use auto, cpu or cuda:N" in ended.err
+    assert "same" not in ended.out
+
+
+@pytest.mark.parametrize("size", ["0,1,1", "1,-2,1", "nan,1,1", "inf,1,1"])
+def test_a_voxel_has_a_size(run: Run, image: Path, size: str) -> None:
+    ended = run("segment", image, "--voxel-size", size)
+    assert ended.code == 2
+    assert "must be positive" in ended.err
+
+
+def test_plan_refuses_where_segment_would(run: Run, image: Path) -> None:
+    ended = run("plan", image, "-o", image.parent / "no" / "out.tif")
+    assert ended.code == 2
+    assert "does not exist: make it first" in ended.err
+
+
+def test_skipping_knows_what_it_cannot_judge(
+    run: Run, image: Path, make_identity_bundle: MakeBundle
+) -> None:
+    bundle = make_identity_bundle()
+    ended = run("segment", image, "-m", bundle.path, "--skip-background")
+    assert ended.code == 2
+    assert "knows no noise" in ended.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit_sigma": float("nan")},
+        {"limit_sigma": -1.0},
+        {"audit_share": 1.5},
+        {"limit_lost": -0.1},
+        {"hot_voxels": -1},
+    ],
+)
+def test_skip_settings_mean_something(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        SkipSettings(**wrong)
+
+
+@pytest.mark.parametrize("limit", [3, 2**33])
+def test_a_server_that_can_serve_nobody_is_refused(limit: int) -> None:
+    with pytest.raises(SettingsError, match="are not possible"):
+        ServerSettings(limit_bytes=limit)
+
+
+def test_a_bundle_that_came_to_exist_meanwhile_stays(
+    tmp_path: Path, make_identity_bundle: MakeBundle
+) -> None:
+    spec = make_identity_bundle().spec
+    with BundleWriter(tmp_path / "b") as writer:
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "thesis.txt").write_text("precious")
+        with pytest.raises(OutputError, match="has come to exist meanwhile"):
+            writer.seal(spec)
+    assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "provenance", [[], {"content": {"in.tif": {"grain": [0, 1, 1], "digest": "x"}}}]
+)
+def test_a_report_that_somebody_wrote_is_read_with_care(
+    run: Run, image: Path, provenance: object
+) -> None:
+    image.with_suffix(".json").write_text(json.dumps({"provenance": provenance}))
+    ended = run("info", image)
+    assert ended.code == 2
+    assert "report" in ended.err
+    assert "not foreseen" not in ended.err
