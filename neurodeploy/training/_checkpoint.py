@@ -275,8 +275,17 @@ def load_checkpoint(path: Path) -> tuple[Network, Checkpoint]:
     """
     path = Path(path)
     checkpoint, files = _read(path)
+    weights = _tensors(path, files, "weights")
+    # Held to its weights before anything of the size that it claims is allocated.
+    if checkpoint.network.depth > len(weights):
+        raise CheckpointError(
+            f"{path} is of another configuration: it has {len(weights)} tensors, and "
+            f"its network {checkpoint.network.depth} blocks"
+        )
+    with torch.device("meta"):
+        require_fit(Network(checkpoint.network).state_dict(), weights, str(path))
     network = Network(checkpoint.network)
-    put_weights(network, _tensors(path, files, "weights"), str(path))
+    put_weights(network, weights, str(path))
     return network.eval(), checkpoint
 
 
@@ -284,7 +293,20 @@ def put_weights(
     network: torch.nn.Module, weights: dict[str, torch.Tensor], where: str
 ) -> None:
     """Give a network its weights; one that is missing or does not fit is named."""
-    own = network.state_dict()
+    require_fit(network.state_dict(), weights, where)
+    network.load_state_dict(weights)
+
+
+def require_fit(
+    own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], where: str
+) -> None:
+    """Refuse weights that are not those of a network with the tensors `own`.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, too many, or of another shape; the text names it.
+    """
     problems = [
         *(f"lacks {name}" for name in own if name not in weights),
         *(
@@ -304,4 +326,3 @@ def put_weights(
             f"{where} is of another configuration: it {problems[0]}"
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
         )
-    network.load_state_dict(weights)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
-from neurodeploy.data import AnnotatedVolume, Samples
+from neurodeploy.data import SKELETON, AnnotatedVolume, Samples, mark_skeleton
 from neurodeploy.networks import Network
 from neurodeploy.training._checkpoint import (
     Checkpoint,
@@ -78,6 +78,10 @@ def train(
         Where a loss or a gradient stops being finite; the checkpoints written before
         stay.
     """
+    if settings.loss.skeleton_recall:
+        volumes = [
+            v if (v.labels == SKELETON).any() else mark_skeleton(v) for v in volumes
+        ]
     out = Path(settings.out)
     last, best = out / "last", out / "best"
     if not resume and out.exists() and any(out.iterdir()):

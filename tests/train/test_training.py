@@ -294,3 +294,34 @@ def test_a_checkpoint_that_somebody_wrote_is_read_with_care(tmp_path, wrong):
     path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
     with pytest.raises(CheckpointError):
         load_weights(tmp_path)
+
+
+def test_a_network_larger_than_its_weights_is_refused_before_it_is_made(tmp_path):
+    save_checkpoint(
+        tmp_path, Checkpoint(network=NetworkConfig(), step=1), {"a": torch.zeros(2)}
+    )
+    path = tmp_path / "checkpoint.json"
+    values = json.loads(path.read_text())
+    # 300 GB of blocks, and a thousand million of them.
+    for wrong in ({"width": 40000, "heads": 1}, {"depth": 10**9}):
+        values["network"] = {**NetworkConfig().to_json(), **wrong}
+        path.write_text(json.dumps(values))
+        with pytest.raises(CheckpointError, match="another configuration"):
+            load_checkpoint(tmp_path)
+
+
+def test_skeleton_recall_counts_also_where_nobody_marked_skeletons(
+    tiny_settings, volumes, tmp_path
+):
+    found = []
+    for weight in (0.0, 1.0):
+        settings = dataclasses.replace(
+            tiny_settings,
+            out=str(tmp_path / str(weight)),
+            steps=1,
+            loss=LossSettings(skeleton_recall=weight),
+        )
+        train(settings, volumes[:2], [])
+        found.append(losses(settings.out)[0][1])
+    # An untrained network misses about half of every centre line.
+    assert found[1] > found[0] + 0.1

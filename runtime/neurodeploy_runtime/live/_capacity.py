@@ -23,7 +23,7 @@ from neurodeploy_runtime.engines import (
     open_engine,
     open_engines,
 )
-from neurodeploy_runtime.live._buffers import UNKNOWN_DEPTH, buffer_bytes, ring_planes
+from neurodeploy_runtime.live._buffers import UNKNOWN_DEPTH, checked_bytes, ring_planes
 from neurodeploy_runtime.live._segmenter import LiveSegmenter
 from neurodeploy_runtime.live._settings import LiveSettings
 
@@ -104,6 +104,8 @@ def measure_rig(
     ------
     SettingsError
         A rate or shape makes no sense.
+    MemoryCapError
+        Planes of this size take more memory than they may.
     DeviceError
         The engine that was asked for is not possible here.
     """
@@ -118,6 +120,7 @@ def measure_rig(
     plan = TilePlan.of(bundle.spec, (UNKNOWN_DEPTH, *plane_shape), settings.overlap)
     z_axis = plan.axes[0]
     ring = ring_planes(z_axis, settings)
+    outlet = settings.outlet_planes or z_axis.window
     not_used: list[str] = []
     opened = engine is None
     if engine is None:
@@ -125,6 +128,7 @@ def measure_rig(
         (engine,) = open_engines(bundle, [choice])
         not_used = [*choice.passed_over, *engine.notes]
     try:
+        need = checked_bytes(plan, kind, ring, outlet, [engine], settings.memory_bytes)
         engine.warm_up()
         tiles = len(plan.layer(Box.whole(plan.shape)))
         times = _engine_times(engine, seconds / 4)
@@ -146,7 +150,6 @@ def measure_rig(
     sustained = z_axis.stride / layer_s
     lag = z_axis.lag
     sustains = sustained >= rate_hz
-    outlet = settings.outlet_planes or z_axis.window
     return RigReport(
         model=bundle.spec.name,
         engine=engine.describe(),
@@ -170,7 +173,7 @@ def measure_rig(
         push_p50_s=float(np.median(pushes)),
         push_p99_s=float(np.quantile(pushes, 0.99)),
         ring_planes=ring,
-        memory_bytes=buffer_bytes(plan, kind, ring, outlet, [engine]),
+        memory_bytes=need,
         full_after_s=None if sustains else ring / (rate_hz - sustained),
         advice=_advice(bundle, plan, rate_hz, sustained, lag, settings, not_used, fast),
         machine=machine(),

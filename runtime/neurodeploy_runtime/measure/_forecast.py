@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import prod
@@ -22,6 +22,7 @@ from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._segmenter import Segmenter
+from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._skip import BackgroundSkip, SkipSettings
 from neurodeploy_runtime._stream import FLIPS
 from neurodeploy_runtime._survey import survey
@@ -164,8 +165,16 @@ def forecast(
         calibration=measured,
         seconds=seconds,
         mvoxel_per_s=None if seconds is None else roi.voxels / seconds / 1e6,
-        advice=tuple(_advice(segmenter, plan, roi, memory, amplification, measured)),
+        advice=(
+            *_advice(segmenter, plan, roi, memory, amplification, measured),
+            *_not_counted(settings),
+        ),
     )
+
+
+def _not_counted(settings: SegmentSettings) -> Iterator[str]:
+    if settings.tissue is not None:
+        yield "the tissue mask is not counted here: fewer tiles will be run"
 
 
 def _amplification(plan: TilePlan, source: Source, memory: MemoryPlan) -> float:
