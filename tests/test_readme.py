@@ -18,6 +18,7 @@ SMALLER = {
     "--steps 2000": "--steps 2",
     "--shape 96,512,512": "--shape 24,72,80",
     "--memory 4GB": "--memory 4GB --threads 1",
+    "neurodeploy rig-check": "neurodeploy rig-check --seconds 1",
     "neurodeploy benchmark": "neurodeploy benchmark --seconds 0.3 --repeat 1",
 }
 
