@@ -144,3 +144,18 @@ def test_a_report_that_somebody_wrote_is_read_with_care(
     assert ended.code == 2
     assert "report" in ended.err
     assert "not foreseen" not in ended.err
+
+
+def test_a_growing_folder_has_no_other_axes(
+    run: Run, tmp_path: Path, make_identity_bundle: MakeBundle
+) -> None:
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z in range(3):
+        tifffile.imwrite(folder / f"{z}.tif", np.zeros((20, 20), np.uint8))
+    bundle = make_identity_bundle().path
+    words = ("segment", folder, "-m", bundle, "--follow", "--axes", "yzx")
+    ended = run(*words, "-o", tmp_path / "out.tif", "--follow-timeout", "2")
+    assert ended.code == 2
+    assert "not with axes 'yzx'" in ended.err
+    assert not (tmp_path / "out.tif").exists()

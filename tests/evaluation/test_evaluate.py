@@ -1,6 +1,7 @@
 """`neurodeploy evaluate`, with a network whose answers are known."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_a_bundle_is_measured(
     assert pictures == ["data_a.tif.png", "data_b.tif.png"]
     assert run("evaluate", bundle, *words) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_images_of_one_name_in_two_folders_have_a_picture_each(
+    make_identity_bundle: Callable[..., Bundle], tmp_path: Path, data: Path
+) -> None:
+    for mouse in ("m1", "m2"):
+        (tmp_path / "all" / mouse).mkdir(parents=True)
+        shutil.copytree(data, tmp_path / "all" / mouse / "images")
+    out = tmp_path / "out"
+    bundle = make_identity_bundle(tile=(8, 16, 16)).path
+    words = ("--data", tmp_path / "all", "-o", out, "--engine", "onnxruntime")
+    assert run("evaluate", bundle, *words, "--quiet") == 0
+    assert len(list(out.glob("*.png"))) == 4
 
 
 def test_tracings_are_compared(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neurodeploy.evaluation import open_model
-from neurodeploy_runtime import EngineSettings, InputError
+from neurodeploy_runtime import EngineSettings, InputError, SettingsError
 
 
 def test_a_checkpoint_gives_probabilities_by_the_runtimes_tiles(
@@ -35,6 +35,17 @@ def test_a_checkpoint_gives_probabilities_by_the_runtimes_tiles(
     assert model.threshold == 0.4
     assert answer.shape == image.shape
     np.testing.assert_allclose(answer, predict(network, config, image), atol=1e-6)
+    # PyTorch runs it: what only engines know is refused, and so is no device.
+    for asked, named in (
+        (EngineSettings(precision="fp16"), "only --device can be chosen"),
+        (EngineSettings(engine="openvino"), "only --device can be chosen"),
+        (EngineSettings(device="foo"), "use auto, cpu or cuda:N"),
+    ):
+        with (
+            pytest.raises(SettingsError, match=named),
+            open_model(tmp_path / "made", asked),
+        ):
+            pass
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from neurodeploy._errors import DataError
-from neurodeploy.data import find_pairs, labels_of, load_pair
+from neurodeploy.data import Pair, find_pairs, labels_of, load_pair, read_tracing
 
 IMAGE = np.random.default_rng(0).integers(0, 99, (4, 6, 8)).astype(np.uint16)
 
@@ -131,3 +131,28 @@ def test_an_annotation_that_cannot_be_used(
         return
     with pytest.raises(DataError, match=sentence):
         load_pair(pair)
+
+
+def test_a_tracing_in_micrometres_lies_in_the_voxels_that_the_image_says(
+    tmp_path: Path,
+) -> None:
+    image = tmp_path / "a.tif"
+    tifffile.imwrite(
+        image,
+        np.zeros((8, 40, 40), np.uint8),
+        imagej=True,
+        resolution=(2.0, 2.0),
+        metadata={"spacing": 1.0, "unit": "um", "axes": "ZYX"},
+    )
+    swc = tmp_path / "a.swc"
+    swc.write_text("1 2 10 5 4 1 -1\n2 2 12 5 4 1 1\n")
+    pair = Pair(image, swc, "tracing")
+    # What is asked for counts where the image does not say: as for its labels.
+    found = read_tracing(pair, unit="um", voxel_size_um=(2.0, 1.0, 1.0))
+    assert found.samples(0.5)[0][0].tolist() == [4.0, 10.0, 20.0]
+    bare = tmp_path / "b.tif"
+    tifffile.imwrite(bare, np.zeros((8, 40, 40), np.uint8))
+    found = read_tracing(
+        Pair(bare, swc, "tracing"), unit="um", voxel_size_um=(2.0, 1.0, 1.0)
+    )
+    assert found.samples(0.5)[0][0].tolist() == [2.0, 5.0, 10.0]
