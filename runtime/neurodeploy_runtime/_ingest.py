@@ -28,6 +28,7 @@ from neurodeploy_runtime._errors import (
     OutputError,
     ResumeError,
     SettingsError,
+    WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._ingest_plan import (
@@ -149,7 +150,9 @@ def ingest(
                 }
             )
         _give_name(work, output)
-        journal.remove()
+        # The store is whole and has its name, whatever else lies in the folder.
+        with contextlib.suppress(OutputError):
+            journal.remove()
     except BaseException:
         if not journal.exists:
             with contextlib.suppress(OutputError, ResumeError):
@@ -205,9 +208,10 @@ def _forget_named(output: Path) -> None:
     work = output.with_name(f"{output.name}.ingest")
     if (work / NAMING).exists() and not (work / STORE).exists():
         journal = Journal(work)
-        with contextlib.suppress(ResumeError):
+        with contextlib.suppress(OutputError, ResumeError):
             journal.lock()
             journal.remove()
+        journal.close()
 
 
 def _begin(
@@ -283,11 +287,17 @@ def _begun_with(journal: Journal) -> object:
 
 
 def _give_name(work: Path, output: Path) -> None:
-    """Put the whole store in its place; at every moment there is one of them."""
-    (work / NAMING).touch()
-    if output.exists():
-        output.rename(work / "replaced")
-    (work / STORE).rename(output)
+    """Put the whole store in its place; at no moment is there none of the two."""
+    try:
+        (work / NAMING).touch()
+        if output.exists():
+            output.rename(work / "replaced")
+        (work / STORE).rename(output)
+    except OSError as error:
+        raise WriteError(
+            f"{output} is whole and cannot be given its name ({error}): see to the "
+            "folder, then run the same command again"
+        ) from error
 
 
 def _copy(

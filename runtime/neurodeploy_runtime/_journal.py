@@ -1,6 +1,7 @@
 """What has become durable, bound to the input, the model and the settings.
 
-Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy``::
+Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy`` (of an ingest,
+``OUTPUT.ingest``)::
 
     plan.json            what is being made: identity of input, model, settings
     data.tif | …         the output so far
@@ -41,8 +42,10 @@ LEASE_S = 120.0
 MAX_PLAN_BYTES = 64_000_000
 #: What runs leave in their folder, until they are finished: nothing else is removed.
 OURS = (
-    *("plan.json", "*.log", "*.lock", "naming", "replaced", "projections-*", ".*"),
+    *("plan.json", "*.log", "*.lock", "naming", "replaced", "projections-*"),
     *("mask.*", "probability.*", "volume.*", "seam.*"),
+    *(".plan.json.*", ".worker-*", ".finish.lock.*", ".projections-*"),
+    *(".neurodeploy-*", ".nfs*"),
 )
 #: A lock that names nobody for longer was left by a kill.
 STARTING, STARTING_S = "a process that is just starting", 2.0

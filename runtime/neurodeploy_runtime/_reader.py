@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import CancelledError, ReadError
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._memory import ring_depth
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._projections import Projections
@@ -19,6 +23,13 @@ ATTEMPTS = 3
 PAUSE_S = 0.2
 #: Planes are read together up to this size, so that threads can decode side by side.
 READ_BYTES = 64_000_000
+
+
+def ring_of(plan: TilePlan, region: Box, dtype: np.dtype[Any]) -> PlaneRing:
+    """A ring for the planes that a region needs, from the first one on."""
+    (y0, y1), (x0, x1) = plan.layer(region).reads
+    first, _ = plan.planes_read(region.start[0], region.stop[0])
+    return PlaneRing(ring_depth(plan, region), (y1 - y0, x1 - x0), dtype, first)
 
 
 class PlaneReader:

@@ -17,18 +17,17 @@ from neurodeploy_runtime._errors import WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._interrupt import interrupt_sets
 from neurodeploy_runtime._journal import Journal
-from neurodeploy_runtime._memory import MemoryPlan, ring_depth
+from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._outlet import UnitOutlet
 from neurodeploy_runtime._outputs import OutputSet
 from neurodeploy_runtime._plan import TilePlan
-from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._projections import (
     Projections,
     load_projections,
     save_projections,
 )
-from neurodeploy_runtime._reader import PlaneReader
+from neurodeploy_runtime._reader import PlaneReader, ring_of
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._shares import chapters, undone, worker_shares
 from neurodeploy_runtime._skip import BackgroundSkip
@@ -190,13 +189,7 @@ class RegionRun:
         normalisation: Normalisation,
         done: frozenset[Shape],
     ) -> None:
-        (y0, y1), (x0, x1) = self._plan.layer(region).reads
-        ring = PlaneRing(
-            ring_depth(self._plan, region),
-            (y1 - y0, x1 - x0),
-            self._source.dtype,
-            self._plan.planes_read(region.start[0], region.stop[0])[0],
-        )
+        ring = ring_of(self._plan, region, self._source.dtype)
         outlet = UnitOutlet(
             outputs.outputs,
             region,

@@ -118,7 +118,6 @@ class SegmentRun:
     def execute(self) -> Report | None:
         """Run it; None where other workers still have shares to do."""
         self.check_place()
-        fresh = not self._journal.exists
         with self._clock.stage("look at the volume"):
             normalisation = self._normalise()
         found = self._settings.normalisation is None
@@ -133,6 +132,8 @@ class SegmentRun:
             "warnings": self._warnings,
         }
         memory = self.plan_memory()
+        # Asked now: another worker may have begun while this one looked.
+        fresh = not self._journal.exists
         try:
             if fresh:
                 check_disk(self._paths, self._kind, self._roi.shape)

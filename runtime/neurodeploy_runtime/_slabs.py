@@ -14,10 +14,8 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._errors import CancelledError, SettingsError
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._memory import ring_depth
 from neurodeploy_runtime._plan import TilePlan
-from neurodeploy_runtime._planes import PlaneRing
-from neurodeploy_runtime._reader import PlaneReader
+from neurodeploy_runtime._reader import PlaneReader, ring_of
 from neurodeploy_runtime._run_memory import RunMemory
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._stream import RegionStream
@@ -94,13 +92,7 @@ class Slabs:
             if at + 1 == len(slab):
                 finished.put((z - at, gathered.pop()))
 
-        (y0, y1), (x0, x1) = self._plan.layer(region).reads
-        ring = PlaneRing(
-            ring_depth(self._plan, region),
-            (y1 - y0, x1 - x0),
-            source.dtype,
-            self._plan.planes_read(region.start[0], region.stop[0])[0],
-        )
+        ring = ring_of(self._plan, region, source.dtype)
         stream = RegionStream(
             self._plan,
             region,

@@ -22,6 +22,7 @@ from neurodeploy_runtime._errors import (
     ReadError,
     ResumeError,
     SettingsError,
+    WriteError,
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._journal import Journal
@@ -357,6 +358,26 @@ def test_somebodys_file_in_the_working_folder_is_not_removed(tmp_path):
     with pytest.raises(OutputError, match=r"thesis\.txt is not of an unfinished run"):
         ingest(ArraySource(volume((20, 30, 30))), tmp_path / "a.zarr")
     assert (work / "thesis.txt").read_text() == "precious"
+
+
+def test_a_name_that_cannot_be_given_is_one_sentence_and_loses_nothing(
+    tmp_path, monkeypatch
+):
+    voxels = volume((20, 30, 30))
+
+    rename = Path.rename
+
+    def refused(self, target):
+        if self.name == "volume.zarr":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(WriteError, match="is whole and cannot be given its name"):
+            ingest(ArraySource(voxels), tmp_path / "a.zarr")
+    ingest(ArraySource(voxels), tmp_path / "a.zarr")
+    assert np.array_equal(read_all(tmp_path / "a.zarr"), voxels)
 
 
 def test_two_at_once_are_told(tmp_path):

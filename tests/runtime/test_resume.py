@@ -32,6 +32,7 @@ from neurodeploy_runtime import (
     open_volume,
 )
 from neurodeploy_runtime import _region_run as run_module
+from neurodeploy_runtime import _run as run_whole
 from neurodeploy_runtime._journal import Journal
 
 MakeBundle = Callable[..., Bundle]
@@ -364,6 +365,28 @@ def test_starting_again_does_not_remove_what_another_worker_makes(
         assert sorted(work.iterdir()) == before
     finally:
         other.close()
+
+
+def test_a_worker_that_looked_for_long_removes_nothing_of_one_that_is_done(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    first = segmenter(bundle, replace(WANTED, worker=(1, 2)))
+    second = segmenter(bundle, replace(WANTED, worker=(2, 2)))
+    look = run_whole.SegmentRun._normalise
+
+    def while_the_other_works(run: run_whole.SegmentRun) -> Normalisation:
+        with monkeypatch.context() as patch:
+            patch.setattr(run_whole.SegmentRun, "_normalise", look)
+            assert first.segment(source, output) is None
+        return look(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_whole.SegmentRun, "_normalise", while_the_other_works)
+        assert second.segment(source, output) is not None
+    assert (tifffile.imread(output) == source._array).all()
 
 
 def test_records_of_an_output_that_is_gone_are_not_believed(
