@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
-from neurodeploy.networks import NetworkConfig
+from neurodeploy.networks import Network, NetworkConfig
 from neurodeploy.training import (
     LossSettings,
     TrainSettings,
@@ -296,12 +296,19 @@ def test_a_checkpoint_that_somebody_wrote_is_read_with_care(tmp_path, wrong):
         load_weights(tmp_path)
 
 
-def test_a_network_larger_than_its_weights_is_refused_before_it_is_made(tmp_path):
-    save_checkpoint(
-        tmp_path, Checkpoint(network=NetworkConfig(), step=1), {"a": torch.zeros(2)}
-    )
+def test_a_network_larger_than_its_weights_is_refused_before_it_is_made(
+    tmp_path, monkeypatch
+):
+    tensors = {f"a{i}": torch.zeros(2) for i in range(9)}
+    save_checkpoint(tmp_path, Checkpoint(network=NetworkConfig(), step=1), tensors)
     path = tmp_path / "checkpoint.json"
     values = json.loads(path.read_text())
+
+    def sketched(config):
+        assert torch.empty(0).is_meta, "300 GB would be allocated"
+        return Network(config)
+
+    monkeypatch.setattr("neurodeploy.training._checkpoint.Network", sketched)
     # 300 GB of blocks, and a thousand million of them.
     for wrong in ({"width": 40000, "heads": 1}, {"depth": 10**9}):
         values["network"] = {**NetworkConfig().to_json(), **wrong}
