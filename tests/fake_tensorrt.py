@@ -344,8 +344,12 @@ class _Base:
         assert self.__dict__.get("_initialised"), "the base's __init__ was not called"
 
 
+#: The context of GPU 0; GPU n's is n more.
+CONTEXT = 77
+
+
 class FakeDriver:
-    """One GPU, by the driver's C functions; its memory is this process's."""
+    """GPUs of one kind, by the driver's C functions; their memory is this process's."""
 
     def __init__(self, name: str = "Fake GPU", capability: tuple[int, int] = (8, 9)):
         self.name, self.capability = name, capability
@@ -390,7 +394,7 @@ class FakeDriver:
         total._obj.value = 8 << 30
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
-        context._obj.value = 77
+        context._obj.value = CONTEXT + device.value
 
     def _cuDevicePrimaryCtxRelease_v2(self, device: Any) -> None:
         self.current = None
@@ -399,7 +403,7 @@ class FakeDriver:
         self.current = context.value
 
     def _cuStreamCreate(self, stream: Any, flags: int) -> None:
-        assert self.current == 77
+        assert self.current >= CONTEXT
         stream._obj.value = 5
 
     def _cuStreamDestroy_v2(self, stream: Any) -> None:
@@ -409,7 +413,7 @@ class FakeDriver:
         assert stream.value == 5
 
     def _allocate(self, address: Any, size: Any) -> None:
-        assert self.current == 77
+        assert self.current >= CONTEXT
         block = ctypes.create_string_buffer(size.value)
         address._obj.value = ctypes.addressof(block)
         self.blocks[ctypes.addressof(block)] = block

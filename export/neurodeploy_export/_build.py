@@ -196,7 +196,11 @@ def build_into(
             return Built(final, record, reused=True, rebuilt_because=None)
     try:
         engines.mkdir(exist_ok=True)
-        asked = {"do": "build", "request": asdict(request)}
+        asked = {
+            "do": "build",
+            "request": asdict(request),
+            "gpu": None if gpu is None else gpu.index,
+        }
         facts = _ask(library, asked, tell, settings.timeout_s)
         facts["parity"] = None
         if gpu is not None:
@@ -270,6 +274,7 @@ def _distrust(
             "do": "load",
             "engine": str(final),
             "host_code": identity.version_compatible,
+            "gpu": gpu.index,
         }
         refused = _ask(identity.library, asked, tell, None)["refused"]
         reason = f"it no longer loads: {refused}" if refused else None

@@ -39,20 +39,20 @@ def main() -> int:
     asked = json.loads(sys.stdin.readline())
     stop = threading.Event()
 
-    def serve() -> None:
+    def work() -> None:
         try:
-            send(done=_serve(asked, send, stop.is_set))
+            send(done=serve(asked, send, stop.is_set))
         except NeurodeployError as error:
             send(error=type(error).__name__, text=str(error))
         except Exception as error:
             send(error="BuildError", text=f"{type(error).__name__}: {error}")
 
     # Beside the main thread, which has to hear of a cancellation meanwhile.
-    work = threading.Thread(target=serve)
-    work.start()
+    worker = threading.Thread(target=work)
+    worker.start()
     listener = threading.Thread(target=_listen, args=(stop,), daemon=True)
     listener.start()
-    work.join()
+    worker.join()
     channel.close()
     sys.stderr.flush()
     # No interpreter shutdown: TensorRT's destructors may crash after a good build.
@@ -64,15 +64,31 @@ def _listen(stop: threading.Event) -> None:
     stop.set()
 
 
-def _serve(
+def serve(
     asked: dict[str, Any], send: Callable[..., None], cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
+    """Do what a request asks, on the GPU that it names; None names no GPU.
+
+    TensorRT takes the GPU whose context is current on the calling thread, which is
+    the first one where nobody chose.
+    """
     trt = plans.import_library(asked["library"])
+    if asked["gpu"] is None:
+        return _do(trt, asked, send, cancelled)
+    with Device(asked["gpu"]) as device:
+        if asked["do"] == "run":
+            return run_plan(trt, asked, device)
+        return _do(trt, asked, send, cancelled)
+
+
+def _do(
+    trt: Any,
+    asked: dict[str, Any],
+    send: Callable[..., None],
+    cancelled: Callable[[], bool],
+) -> dict[str, Any]:
     if asked["do"] == "load":
         return {"refused": _refusal(trt, asked)}
-    if asked["do"] == "run":
-        with Device(asked["gpu"]) as device:
-            return run_plan(trt, asked, device)
     request = asked["request"]
     request["tile"] = tuple(request["tile"])
     facts = build_plan(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt, Script
+from fake_tensorrt import CONTEXT, VERSIONS, FakeDriver, FakeTensorRt, Script
 
 from neurodeploy_export import BuildError, PrecisionError, TensorRtMissingError
-from neurodeploy_export._build_worker import run_plan
+from neurodeploy_export._build_worker import run_plan, serve
 from neurodeploy_export._tensorrt import (
     PlanFacts,
     PlanRequest,
@@ -19,6 +19,8 @@ from neurodeploy_export._tensorrt import (
     half_share_of,
 )
 from neurodeploy_runtime import CancelledError
+from neurodeploy_runtime.engines import _cuda_driver
+from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._cuda_driver import Device
 
 HALF_LAYERS = (
@@ -203,6 +205,36 @@ def test_an_engine_is_run_on_the_golden_tiles(
     assert ran["gpu"] == "Fake GPU"
     assert np.array_equal(np.load(tmp_path / "answers.npy"), voxels * 0.25)
     assert not driver.blocks
+
+
+@pytest.mark.parametrize("gpu", [None, 0, 1])
+def test_an_engine_is_built_and_loaded_on_the_gpu_that_was_asked_for(
+    trt: FakeTensorRt, asked: PlanRequest, monkeypatch: pytest.MonkeyPatch, gpu: Any
+) -> None:
+    """TensorRT takes the GPU that is current on the thread, and GPU 0 otherwise."""
+    driver = FakeDriver()
+    seen: list[Any] = []
+    build_it = trt.Builder_build_serialized_network
+    load_it = trt.Runtime_deserialize_cuda_engine
+    monkeypatch.setattr(
+        trt,
+        "Builder_build_serialized_network",
+        lambda *a: (seen.append(driver.current), build_it(*a))[1],
+    )
+    monkeypatch.setattr(
+        trt,
+        "Runtime_deserialize_cuda_engine",
+        lambda *a: (seen.append(driver.current), load_it(*a))[1],
+    )
+    monkeypatch.setattr(plans, "import_library", lambda name: trt)
+    monkeypatch.setattr(_cuda_driver, "load_driver", lambda: driver)
+    request = {"library": "tensorrt", "do": "build", "request": asdict(asked)}
+    serve(request | {"gpu": gpu}, lambda **message: None, never)
+    load = {"library": "tensorrt", "do": "load", "engine": asked.out}
+    answer = serve(load | {"gpu": gpu, "host_code": True}, lambda **m: None, never)
+    assert answer == {"refused": None}
+    # Built, read back by the inspector, loaded.
+    assert seen == [None if gpu is None else CONTEXT + gpu] * 3
 
 
 def test_attention_is_taken_apart_where_the_parser_made_it(asked: PlanRequest) -> None:
