@@ -35,7 +35,7 @@ from neurodeploy.training._optimiser import (
 )
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
-from neurodeploy.transfer import config_for, load_donor, transfer
+from neurodeploy.transfer import config_for, config_like, load_donor, transfer
 from neurodeploy_runtime._errors import OutputError
 
 OnRow = Callable[[Row], None]
@@ -93,7 +93,8 @@ def train(
         _require_begun(out)
     torch.manual_seed(settings.seed)
     if resumed and _has_donor(settings):
-        settings = replace(settings, network=read_checkpoint(last).network)
+        begun = read_checkpoint(last).network
+        settings = replace(settings, network=config_like(begun, settings.network))
     tuned = settings.init != "scratch" and not _has_donor(settings)
     if resumed:  # whatever became of what it started from
         tuned = read_checkpoint(last).tuned

@@ -104,6 +104,23 @@ class TrainSettings:
         for name in ("learning_rate", "clip", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use more than 0")
+        if min(self.voxel_size_um or (1,)) <= 0:
+            raise ConfigError(
+                f"voxel_size_um is {list(self.voxel_size_um or ())}: use z, y, x in "
+                "micrometres, each more than 0"
+            )
+        from_timm = self.init.startswith("timm:")
+        if self.donor_architecture and (from_timm or self.init == "scratch"):
+            raise ConfigError(
+                f"donor_architecture is {self.donor_architecture!r}, which says what a "
+                f"file of weights belongs to, and init is {self.init!r}: leave it out, "
+                "or name the file in init"
+            )
+        if self.inflate != "center" and self.init == "scratch":
+            raise ConfigError(
+                f"inflate is {self.inflate!r} and init is 'scratch', which has no 2D "
+                "kernels to inflate: leave it out, or name a donor in init"
+            )
         if self.batch % self.devices:
             raise ConfigError(
                 f"a batch of {self.batch} cannot be shared out over {self.devices} "

@@ -17,6 +17,7 @@ from neurodeploy.transfer._transfer import (
     GRAY_RANGE,
     TransferRow,
     config_for,
+    config_like,
     transfer,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "Inflation",
     "TransferRow",
     "config_for",
+    "config_like",
     "donor_from_tensors",
     "donor_from_timm",
     "fold_colour",

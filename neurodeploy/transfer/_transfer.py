@@ -26,6 +26,12 @@ Rule = Literal["copied", "inflated", "interpolated", "new", "left out"]
 #: Normalised voxels that a donor of photographs sees as black and as white: the
 #: asinh of two noises below the background, and of some 200 above it.
 GRAY_RANGE = (-1.5, 6.0)
+#: Fields of a :class:`NetworkConfig` that no donor decides; it has a share in two more,
+#: `patch` and `taps`.
+OWN_FIELDS = (
+    "mode", "tile", "depth_position", "tap_channels", "half_channels",
+    "quarter_channels", "head_channels",
+)  # fmt: skip
 
 _COPIED = re.compile(
     r"cls_token|reg_token|(norm|norm_pre)\.(weight|bias)"
@@ -69,6 +75,15 @@ def config_for(donor: Donor, config: NetworkConfig) -> NetworkConfig:
         max(1, round(tap * fields["depth"] / config.depth)) for tap in config.taps
     )
     return replace(config, **fields, patch=(config.patch[0], *donor.patch), taps=taps)
+
+
+def config_like(begun: NetworkConfig, config: NetworkConfig) -> NetworkConfig:
+    """As :func:`config_for`, by a network that the donor's weights were put into.
+
+    What a donor does not decide is as `config` has it.
+    """
+    own: dict[str, Any] = {name: getattr(config, name) for name in OWN_FIELDS}
+    return replace(begun, **own, patch=(config.patch[0], *begun.patch[1:]))
 
 
 def transfer(

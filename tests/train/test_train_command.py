@@ -95,6 +95,12 @@ def test_a_donor_file_decides_the_encoder_and_its_table_is_stored(run, folder):
     # The donor is not needed to go on.
     (folder / "donor.safetensors").unlink()
     assert run("train", "--resume", "--out", out).code == 0
+    # What no donor decides is held to what the run began with.
+    wider = TINY.replace("half_channels = 4", "half_channels = 8")
+    (folder / "wider.toml").write_text(wider)
+    again = run("train", folder / "wider.toml", *arguments[2:], "--resume")
+    assert again.code == 2
+    assert "was trained with another network" in again.err
 
 
 def test_slice_mode_answers_the_middle_slice_in_half_precision_too(run, folder):

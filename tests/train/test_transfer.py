@@ -14,6 +14,7 @@ from neurodeploy.networks import Network, NetworkConfig
 from neurodeploy.transfer import (
     Donor,
     config_for,
+    config_like,
     donor_from_timm,
     fold_colour,
     inflate,
@@ -21,6 +22,7 @@ from neurodeploy.transfer import (
     resample_positions,
     transfer,
 )
+from neurodeploy.transfer._transfer import OWN_FIELDS
 
 DEPTH = 5
 
@@ -272,3 +274,14 @@ def test_a_pickle_that_executes_code_is_refused(tmp_path, capsys) -> None:
     with pytest.raises(DonorError, match="without executing code"):
         load_donor(str(tmp_path / "evil.pth"))
     assert "executed" not in capsys.readouterr().out
+
+
+def test_a_donor_decides_every_field_or_the_configuration_does() -> None:
+    """Of a run that goes on without its donor; a new field is one or the other."""
+    donor = donor_from_timm(vit(), "vit")
+    asked = NetworkConfig(tile=(8, 32, 32), patch=(4, 8, 8), half_channels=8)
+    begun = config_for(donor, asked)
+    assert config_like(begun, asked) == begun
+    every = {field.name for field in dataclasses.fields(NetworkConfig)}
+    assert {*donor.encoder_fields(), *OWN_FIELDS, "patch", "taps"} == every
+    assert not set(donor.encoder_fields()) & set(OWN_FIELDS)
