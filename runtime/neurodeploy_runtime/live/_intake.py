@@ -107,37 +107,56 @@ class Intake:
         OverrunError
             There was no room until `deadline` (of ``time.monotonic``).
         """
-        taken = 0
-        whole = True
-        while taken < len(stack):
-            left = len(stack) - taken
-            if self.next < self._useless_until:
-                n = min(left, self._useless_until - self.next)
-                whole = False
-                self._absent(n, "dropped")
-                taken += n
-                continue
-            if self._dropping and self._ring.room < self._axis.layer_planes:
-                self._useless_until = self._after_tile(self.next)
-                continue
-            self._dropping = False
-            policy = self._settings.when_full
-            wait_s = max(0.0, deadline - time.monotonic()) if policy == "block" else 0
-            views = self._ring.room_views(left, wait_s)
+        taken = dropped = 0
+        while taken + dropped < len(stack):
+            done = taken + dropped
+            try:
+                views, absent = self.claim(len(stack) - done, deadline)
+            except OverrunError as error:
+                error.accepted = done
+                raise
+            dropped += absent
             for view in views:
-                np.copyto(view, stack[taken : taken + len(view)])
-                self._tally.arrived(self.next, len(view))
-                self.next += len(view)
+                done = taken + dropped
+                np.copyto(view, stack[done : done + len(view)])
+                self.take(len(view))
                 taken += len(view)
-                self._ring.bring(len(view))
-            if not views and policy == "drop":
-                self._dropping = True
+        return not dropped
+
+    def claim(self, most: int, deadline: float) -> tuple[list[NDArray[Any]], int]:
+        """Where the next planes are to be written, at most `most` of them.
+
+        One or two arrays (n, y, x) of the ring, to be written and then taken; or none,
+        and how many planes were dropped instead.
+
+        Raises
+        ------
+        OverrunError
+            There was no room until `deadline` (of ``time.monotonic``).
+        """
+        policy = self._settings.when_full
+        if self._dropping and self.next >= self._useless_until:
+            if self._ring.room < self._axis.layer_planes:
                 self._useless_until = self._after_tile(self.next)
-            elif not views:
-                error = self._overrun(self.next)
-                error.accepted = taken
-                raise error
-        return whole
+            else:
+                self._dropping = False
+        if self.next >= self._useless_until:
+            wait_s = max(0.0, deadline - time.monotonic()) if policy == "block" else 0
+            if views := self._ring.room_views(most, wait_s):
+                return views, 0
+            if policy != "drop":
+                raise self._overrun(self.next)
+            self._dropping = True
+            self._useless_until = self._after_tile(self.next)
+        dropped = min(most, self._useless_until - self.next)
+        self._absent(dropped, "dropped")
+        return [], dropped
+
+    def take(self, planes: int) -> None:
+        """So many planes have been written where :meth:`claim` said."""
+        self._tally.arrived(self.next, planes)
+        self.next += planes
+        self._ring.bring(planes)
 
     def _after_tile(self, z: int) -> int:
         """The first plane behind z with which a tile begins that does not read z."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from math import prod
 from types import TracebackType
 from typing import Any, Self
@@ -179,6 +180,8 @@ class LiveSegmenter:
             raise
         self._outlet = Outlet(self.outlet_planes)
         self._pushing = threading.Lock()
+        #: The thread that holds it.
+        self._bringing: int | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._projection: GrowingProjections | None = None
@@ -221,19 +224,42 @@ class LiveSegmenter:
             What the stream failed of, in this or another thread.
         """
         stack = self._intake.checked(planes)
-        wait_s = self.settings.timeout_s if timeout_s is None else timeout_s
+        wait_s = self._patience(timeout_s)
         deadline = time.monotonic() + wait_s
-        if not self._pushing.acquire(timeout=max(0.0, wait_s)):
-            raise OverrunError(
-                f"another thread has been pushing for {wait_s:g} s: push from one "
-                "thread, or wait longer"
-            )
-        try:
+        with self._alone(wait_s):
             self._check_open()
             self._intake.place(z, len(stack))
             return self._intake.bring(stack, deadline)
-        finally:
-            self._pushing.release()
+
+    @contextmanager
+    def slot(
+        self, z: int | None = None, timeout_s: float | None = None
+    ) -> Iterator[NDArray[Any] | None]:
+        """The next plane's place (y, x) in the ring, to be written by the camera.
+
+        For acquisition software that writes into memory it is given: a push without
+        its copy. Leaving the ``with`` block brings the plane, an exception in it does
+        not; the array is not to be written after that. Other pushes wait meanwhile::
+
+            with live.slot() as voxels:
+                if voxels is not None:
+                    grabber.read_into(voxels)
+
+        It gives None where ``when_full="drop"`` leaves the plane out. Parameters and
+        errors are those of :meth:`push`.
+        """
+        wait_s = self._patience(timeout_s)
+        deadline = time.monotonic() + wait_s
+        with self._alone(wait_s):
+            self._check_open()
+            self._intake.place(z, 1)
+            views, _ = self._intake.claim(1, deadline)
+            if not views:
+                yield None
+                return
+            yield views[0][0]
+            self._check_open()
+            self._intake.take(1)
 
     def ready_for(self, planes: int) -> bool:
         """Whether so many planes can be pushed now without waiting; never waits."""
@@ -245,7 +271,7 @@ class LiveSegmenter:
         What is still to come is finished; :meth:`flush` waits for it, and the iterator
         ends after it. May be called twice.
         """
-        with self._pushing:
+        with self._alone():
             if self._closed:
                 raise StreamError("the live segmenter is closed: open another")
             self._raise_error()
@@ -420,7 +446,7 @@ class LiveSegmenter:
         self._worker.join(CLOSE_S)
         if self._delivery is not None and not self._delivery.join(CLOSE_S):
             raise StreamError(f"on_plane has not returned for {CLOSE_S:g} s")
-        with self._pushing:
+        with self._alone():
             self._ring.reset()
             self._outlet.reset()
             self._begin()
@@ -525,6 +551,34 @@ class LiveSegmenter:
         if self._error is not None:
             # The same object is raised many times: its traceback must not grow.
             raise self._error.with_traceback(None)
+
+    @contextmanager
+    def _alone(self, wait_s: float = -1) -> Iterator[None]:
+        """One thread brings planes, or ends them; -1 of a time waits for ever.
+
+        Raises
+        ------
+        OverrunError
+            Another thread has been bringing planes for so long.
+        """
+        if self._bringing == threading.get_ident():
+            raise StreamError(
+                "this thread is bringing a plane: leave the block of slot() first"
+            )
+        if not self._pushing.acquire(timeout=wait_s):
+            raise OverrunError(
+                f"another thread has been pushing for {wait_s:g} s: push from one "
+                "thread, or wait longer"
+            )
+        self._bringing = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._bringing = None
+            self._pushing.release()
+
+    def _patience(self, timeout_s: float | None) -> float:
+        return max(0.0, self.settings.timeout_s if timeout_s is None else timeout_s)
 
     def _check_open(self) -> None:
         if self._closed:

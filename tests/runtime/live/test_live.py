@@ -134,6 +134,97 @@ def test_a_live_stack_has_the_bits_of_the_finished_one(
     np.testing.assert_array_equal(np.stack([p.voxels for p in planes]), expected)
 
 
+def test_planes_written_in_their_slots_have_the_bits_of_pushed_ones(bundle):
+    stack = stack_of(21)
+    with opened(bundle, stack) as live:
+        for z, plane in enumerate(stack):
+            if z % 3 == 2:
+                live.push(plane)
+                continue
+            with live.slot(z) as voxels:
+                assert voxels.shape == plane.shape
+                assert np.shares_memory(voxels, live._ring._buffer)
+                voxels[:] = plane
+        live.finish()
+        found = np.stack([plane.voxels for plane in live.planes()])
+    assert np.array_equal(found, whole(bundle, stack))
+
+
+def test_a_slot_that_was_left_by_an_error_brings_no_plane(bundle):
+    stack = stack_of(9)
+    with opened(bundle, stack) as live:
+
+        def fail_in_a_slot():
+            with live.slot() as voxels:
+                voxels[:] = 255
+                raise OSError("the camera is gone")
+
+        with pytest.raises(OSError, match="camera"):
+            fail_in_a_slot()
+        assert live.status.pushed == 0
+        for plane in stack:
+            with live.slot() as voxels:
+                voxels[:] = plane
+        live.finish()
+        found = np.stack([plane.voxels for plane in live.planes()])
+    assert np.array_equal(found, whole(bundle, stack))
+
+
+def test_within_a_slot_nothing_else_is_asked_for(bundle):
+    """A thread that waits for itself would hang; another one's wait ends."""
+    stack = stack_of(9)
+    with opened(bundle, stack, timeout_s=0.05) as live:
+        said: list[BaseException] = []
+
+        def push():
+            try:
+                live.push(stack[1])
+            except OverrunError as error:
+                said.append(error)
+
+        with live.slot() as voxels:
+            voxels[:] = stack[0]
+            for call in (lambda: live.push(stack[1]), live.finish):
+                with pytest.raises(StreamError, match="leave the block of slot"):
+                    call()
+            other = threading.Thread(target=push)
+            other.start()
+            other.join(WAIT_S)
+        assert "another thread has been pushing" in str(said[0])
+        assert live.status.pushed == 1
+        live.push(stack[1])
+
+
+def test_a_slot_waits_for_room_as_a_push_does(bundle):
+    stack = stack_of(30, 40, 48)
+    with held(bundle, stack, ring_planes=10) as (live, gate):
+        live.push(stack[:10])
+        assert gate.reached.wait(WAIT_S)
+        with (
+            pytest.raises(OverrunError, match="plane 10 found no room"),
+            live.slot(timeout_s=0.01),
+        ):
+            raise AssertionError("there is no room")
+        gate.open.set()
+        with live.slot(timeout_s=WAIT_S) as voxels:
+            voxels[:] = stack[10]
+        assert live.status.pushed == 11
+
+
+def test_an_engine_that_failed_is_heard_of_when_a_slot_is_left(bundle):
+    stack = stack_of(20)
+    with opened(bundle, stack) as live:
+
+        def write():
+            with live.slot() as voxels:
+                voxels[:] = 0
+                live.fail(EngineError("the GPU is gone"))
+
+        with pytest.raises(EngineError, match="gone"):
+            write()
+        assert live.status.pushed == 0
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     depth=st.integers(1, 60),
@@ -268,11 +359,23 @@ def test_a_full_ring_fails_where_that_was_asked_for(bundle):
         assert live.state == "failed"
 
 
-def test_dropping_leaves_out_whole_tiles_and_shifts_nothing(bundle):
+def push(live, plane):
+    return live.push(plane)
+
+
+def write_in_its_slot(live, plane):
+    with live.slot() as voxels:
+        if voxels is not None:
+            voxels[:] = plane
+        return voxels is not None
+
+
+@pytest.mark.parametrize("bring", [push, write_in_its_slot])
+def test_dropping_leaves_out_whole_tiles_and_shifts_nothing(bundle, bring):
     # Windows of 8, strides of 6.
     stack = stack_of(60, 40, 48)
     with held(bundle, stack, ring_planes=16, when_full="drop") as (live, gate):
-        taken = [live.push(plane) for plane in stack[:30]]
+        taken = [bring(live, plane) for plane in stack[:30]]
         assert gate.reached.wait(WAIT_S)
         # Plane 16 finds no room; the tile from 18 on does not read it.
         assert taken == [True] * 16 + [False] * 14
@@ -281,7 +384,7 @@ def test_dropping_leaves_out_whole_tiles_and_shifts_nothing(bundle):
         while live.status.room_planes < 9 and time.monotonic() < deadline:
             time.sleep(0.005)
         for plane in stack[30:]:
-            live.push(plane)
+            bring(live, plane)
             live.flush(WAIT_S)
         live.finish()
         planes = list(live.planes())
