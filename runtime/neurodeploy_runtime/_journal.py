@@ -358,12 +358,13 @@ def _holder(path: Path) -> str | None:
     return f"process {pid} on {host} (seen {age:.0f} s ago)"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a small file so that it is seen whole or not at all."""
+    data = content if isinstance(content, bytes) else content.encode()
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(text)
+        with partial.open("wb") as out:
+            out.write(data)
             out.flush()
             os.fsync(out.fileno())
         partial.replace(path)

@@ -351,7 +351,7 @@ class SegmentRun:
             provenance=provenance,
             skip=skip,
         )
-        self._paths.picture.write_bytes(png)
+        write_atomically(self._paths.picture, png)
         write_atomically(
             self._paths.report, json.dumps(report.to_json(), indent=1, default=str)
         )

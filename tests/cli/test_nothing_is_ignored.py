@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy_runtime import Bundle, OutputError, SettingsError, SkipSettings
+from neurodeploy_runtime import (
+    Bundle,
+    LiveSettings,
+    NeurodeployError,
+    OutputError,
+    SettingsError,
+    SkipSettings,
+)
 from neurodeploy_runtime._bundle import BundleWriter
-from neurodeploy_runtime.serving import ServerSettings
+from neurodeploy_runtime.live import FollowSettings
+from neurodeploy_runtime.serving import RigServer, ServerSettings
 
 Run = Callable[..., Any]
 MakeBundle = Callable[..., Bundle]
@@ -119,6 +127,50 @@ def test_skip_settings_mean_something(wrong: dict[str, Any]) -> None:
 def test_a_server_that_can_serve_nobody_is_refused(limit: int) -> None:
     with pytest.raises(SettingsError, match="are not possible"):
         ServerSettings(limit_bytes=limit)
+
+
+@pytest.mark.parametrize("wrong", [{"overlap": 1.5}, {"ring_planes": 1}])
+def test_a_server_learns_at_its_start_what_no_stream_could_have(
+    wrong: dict[str, Any], make_identity_bundle: MakeBundle
+) -> None:
+    with pytest.raises(SettingsError, match=r"overlap|a ring of 1 planes"):
+        RigServer(make_identity_bundle(), LiveSettings(**wrong))
+
+
+def test_a_ring_that_serves_clients_who_know_their_noise_is_kept(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    """Learning takes 16 planes; a client may say its normalisation instead."""
+    with RigServer(make_identity_bundle(), LiveSettings(ring_planes=15)) as server:
+        assert server.port > 0
+
+
+def test_a_push_that_nobody_makes_has_no_patience_to_set(
+    make_identity_bundle: MakeBundle,
+) -> None:
+    patient = LiveSettings(timeout_s=5.0)
+    with pytest.raises(SettingsError, match=r"FollowSettings\.timeout_s"):
+        FollowSettings(live=patient)
+    with pytest.raises(SettingsError, match="held up by not being read"):
+        RigServer(make_identity_bundle(), patient)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"donor_architecture": "vit_tiny_patch16_224"}, "init is 'scratch'"),
+        (
+            {"donor_architecture": "vit_tiny_patch16_224", "init": "timm:vit"},
+            "init is 'timm:vit'",
+        ),
+        ({"inflate": "average"}, "no 2D kernels"),
+        ({"voxel_size_um": [1.0, 0.0, 1.0]}, "each more than 0"),
+    ],
+)
+def test_a_training_drops_no_setting(wrong: dict[str, Any], said: str) -> None:
+    settings = pytest.importorskip("neurodeploy.training").TrainSettings
+    with pytest.raises(NeurodeployError, match=said):
+        settings.from_plain(wrong)
 
 
 def test_a_bundle_that_came_to_exist_meanwhile_stays(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from neurodeploy_runtime._errors import MemoryCapError, SettingsError
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._rss import machine_memory
+from neurodeploy_runtime._spec import ModelSpec
 from neurodeploy_runtime.engines import Engine
 from neurodeploy_runtime.live._settings import LiveSettings
 
@@ -37,6 +39,18 @@ def ring_planes(axis: Axis, settings: LiveSettings) -> int:
             f"{least}, learning the normalisation {learn}"
         )
     return asked
+
+
+def check_stream(spec: ModelSpec, settings: LiveSettings) -> None:
+    """Refuse, before any stream, what no stream of a model could have.
+
+    Raises
+    ------
+    SettingsError
+        The overlap is not possible, or no tile fits the ring.
+    """
+    plan = TilePlan.of(spec, (UNKNOWN_DEPTH, *spec.tile[1:]), settings.overlap)
+    ring_planes(plan.axes[0], replace(settings, learn_planes=1))
 
 
 def buffer_bytes(

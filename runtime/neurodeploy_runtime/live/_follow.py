@@ -57,7 +57,8 @@ class FollowSettings:
     Attributes
     ----------
     live
-        Of the segmentation; its policy is ``block``, because a disk can wait.
+        Of the segmentation; its policy is ``block``, because a disk can wait, and so
+        long as the engine goes on: its `timeout_s` cannot be set.
     read
         Which channel, time point and level.
     timeout_s
@@ -83,6 +84,11 @@ class FollowSettings:
             raise SettingsError(
                 f"when_full {self.live.when_full!r} makes no sense for files, which "
                 "wait: use block"
+            )
+        if self.live.timeout_s != LiveSettings.timeout_s:
+            raise SettingsError(
+                f"a push of {self.live.timeout_s:g} s makes no sense for files, which "
+                "wait as long as the engine goes on: set FollowSettings.timeout_s"
             )
         if self.timeout_s <= self.settle_s:
             raise SettingsError(
@@ -203,7 +209,7 @@ class _FollowRun:
         self._paths.check(self._path, may_exist=self._overwrite)
         growing = self._first_planes()
         # A disk waits: what a push waits for is that the engine goes on.
-        settings = replace(self._settings.live, timeout_s=1.0)
+        settings = self._settings.live
         spool_path = self._output.with_name(f".{self._output.name}.planes")
         with (
             LiveSegmenter(
@@ -470,7 +476,7 @@ class _FollowRun:
                 "command": sys.argv,
             },
         )
-        self._paths.picture.write_bytes(png)
+        write_atomically(self._paths.picture, png)
         write_atomically(
             self._paths.report, json.dumps(report.to_json(), indent=1, default=str)
         )

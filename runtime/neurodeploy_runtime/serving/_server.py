@@ -28,6 +28,7 @@ from neurodeploy_runtime._errors import (
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime.engines import Engine, open_engine
 from neurodeploy_runtime.live import LivePlane, LiveSegmenter, LiveSettings
+from neurodeploy_runtime.live._buffers import check_stream
 from neurodeploy_runtime.serving._wire import (
     HEADER,
     HELLO,
@@ -101,7 +102,8 @@ class RigServer:
     Parameters
     ----------
     live
-        For every stream; a client's HELLO replaces its own fields.
+        For every stream; a client's HELLO replaces its own fields. Its `timeout_s`
+        cannot be set: a client is held up by not being read.
     engine
         To use instead of opening one; it is the caller's to close.
     """
@@ -117,6 +119,12 @@ class RigServer:
         self.bundle = bundle or load_bundle()
         self.live_settings = live or LiveSettings()
         self.settings = settings or ServerSettings()
+        if self.live_settings.timeout_s != LiveSettings.timeout_s:
+            raise SettingsError(
+                f"a push of {self.live_settings.timeout_s:g} s makes no sense for a "
+                "server, whose clients are held up by not being read: leave it out"
+            )
+        check_stream(self.bundle.spec, self.live_settings)
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
         self._socket = socket.socket(family)
         try:
