@@ -199,8 +199,42 @@ def _seams(values: Values) -> str:
 
 
 #: In the order in which the README shows them.
+def _live(values: Values) -> str:
+    rig = {row["plane_shape"][0]: row for row in values["rig"]}
+    rows = [
+        [
+            f"{row['side']}²",
+            f"{row['rate_hz']:g}/s",
+            f"{row['p50_s'] * 1e3:.2f} / {row['p99_s'] * 1e3:.2f}",
+            f"{row['copy_p50_s'] * 1e3:.2f} / {row['copy_p99_s'] * 1e3:.2f}",
+            f"{row['slot_p50_s'] * 1e3:.3f} / {row['slot_p99_s'] * 1e3:.3f}",
+            f"{path['sustained_hz']:.0f}/s",
+            f"{rig[row['side']]['sustained_hz']:.2g}/s",
+        ]
+        for row, path in zip(values["push"], values["path"], strict=True)
+    ]
+    over = [row["overhead"] for row in values["overhead"]]
+    memory = values["memory"]
+    return (
+        "**Beside a camera** (planes of uint16; a push copies the plane and returns, a "
+        "slot is written by the camera itself; milliseconds at the median and the 99th "
+        "percentile, on cores that blend at that rate)\n\n"
+        + table(
+            [
+                *("plane", "rate", "push", "a plain copy there", "slot"),
+                *("the path alone sustains", "default model on these cores"),
+            ],
+            rows,
+        )
+        + f"\n\nThe live path adds {min(over):.1%} to {max(over):.1%} to its engine's "
+        f"own time; over {memory['minutes']:g} minutes memory grew by "
+        f"{memory['rss_span_bytes'] / 2**20:.1f} MiB."
+    )
+
+
 RENDERERS: dict[str, Callable[[Values], str | None]] = {
     "peers": _peers,
+    "live": _live,
     "tiling": _tiling,
     "scaling-cap": _cap,
     "scaling-depth": _depth,

@@ -98,3 +98,6 @@ def test_the_python_of_the_readme_runs(
     mask = names["mask"]
     assert isinstance(mask, np.ndarray)
     assert set(np.unique(mask)) <= {0, 255}
+    masks = names["masks"]
+    assert isinstance(masks, list)
+    assert [plane.shape for plane in masks] == [(64, 64)] * 17
