@@ -1,5 +1,6 @@
 """Fixtures that every part of the suite shares."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from neurodeploy_runtime import Bundle
 sys.path.insert(0, str(Path(__file__).parent))
 from bundles import identity_spec, write_identity_bundle
 
+# Processes that test side by side share the cores; libraries read this when imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell ignores Ctrl-C for what it starts in the background, and children inherit
 # that: tests that press it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,6 +28,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine is slow and not wrong; the same examples every time.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: then those who test side by side end together."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 class Ended(NamedTuple):
