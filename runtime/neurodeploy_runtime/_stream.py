@@ -23,7 +23,12 @@ from numpy.typing import NDArray
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._clock import Clock
-from neurodeploy_runtime._errors import CancelledError, InputError, StreamError
+from neurodeploy_runtime._errors import (
+    CancelledError,
+    EngineError,
+    InputError,
+    StreamError,
+)
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
@@ -486,6 +491,8 @@ class RegionStream:
         self._finished.set()
 
     def _add(self, slot: Slot) -> None:
+        if slot.tiles and not self._arrays.finite(slot.answer[: len(slot.tiles)]):
+            self._refuse_answer(slot)
         for i, (tile, audited) in enumerate(zip(slot.tiles, slot.audited, strict=True)):
             window = slot.answer[i, 0]
             if audited and self._skip is not None:
@@ -493,6 +500,20 @@ class RegionStream:
                 self._skip.audit((tile.layer, tile.row, tile.column), host)
                 continue
             self._blend.add(tile.layer, tile.row, tile.column, window, last=tile.last)
+
+    def _refuse_answer(self, slot: Slot) -> None:
+        """NaN would pass for background: no comparison with it holds."""
+        finite = [self._arrays.finite(answer) for answer in slot.answer]
+        tile = slot.tiles[finite.index(False)]
+        place = (tile.layer, tile.row, tile.column)
+        start = [
+            n * axis.stride for n, axis in zip(place, self._plan.axes, strict=True)
+        ]
+        raise EngineError(
+            f"the network answers NaN or infinity in the tile at voxel {start} (z, y, "
+            "x): in half precision large values overflow, so try --precision fp32; "
+            "if it stays, the weights or the input there are to blame"
+        )
 
     def _emit_layer(self, tile: TileId, lost: bool, lost_before: bool) -> None:
         """Let the planes go that no later layer meets.

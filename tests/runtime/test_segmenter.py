@@ -160,6 +160,31 @@ def test_nan_in_a_float_volume_is_one_sentence(
         segmenter.segment_array(volume)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_no_number_never_passes_for_background(
+    make_identity_bundle: MakeBundle, bad: float
+) -> None:
+    """As where half precision overflows in one bright tile."""
+    bundle = make_identity_bundle(tile=(8, 16, 16), overlap=(0.0, 0.0, 0.0))
+
+    def overflowing(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        answer = batch.copy()
+        answer[batch > 200] = bad
+        return answer
+
+    volume = np.zeros((16, 40, 40), np.uint8)
+    volume[9, 20, 37] = 255
+    settings = SegmentSettings(normalisation=Normalisation("unit", 0.0, 1.0))
+    engine = NumpyEngine(bundle, overflowing)
+    with (
+        Segmenter(bundle, settings, engines=[engine]) as segmenter,
+        pytest.raises(
+            EngineError, match=r"NaN or infinity in the tile at voxel \[8, 16, 32\]"
+        ),
+    ):
+        segmenter.segment_array(volume)
+
+
 def test_an_engines_error_reaches_the_caller_and_nothing_hangs(
     make_identity_bundle: MakeBundle,
 ) -> None:

@@ -24,6 +24,7 @@ from neurodeploy_runtime import (
     ArraySource,
     Bundle,
     DeviceError,
+    EngineError,
     EngineSettings,
     MemoryCapError,
     Normalisation,
@@ -111,6 +112,21 @@ def segmented(
     files = [tifffile.imread(path) for path in report.outputs]
     files += [tifffile.imread(path) for path in out.parent.glob(f"{out.stem}*seam*")]
     return files, report
+
+
+def test_an_answer_that_is_no_number_is_an_error_there_too(
+    make_identity_bundle: MakeBundle, tmp_path: Path, cupy: FakeCupy
+) -> None:
+    assert cupy
+    bundle = make_identity_bundle(tile=(8, 16, 24), overlap=(0.25, 0.25, 0.25))
+
+    def overflowing(batch: Any) -> Any:
+        answer = wave(batch)
+        answer[0, 0, 3, 3, 3] = np.nan
+        return answer
+
+    with pytest.raises(EngineError, match=r"NaN or infinity in the tile at voxel \[0"):
+        segmented([GpuNumpyEngine(bundle, overflowing)], VOLUME, tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -98,6 +99,15 @@ class Arrays(ABC):
         `mask` is 255 where the probability is at or above the threshold, else 0;
         `probability` is 255 times the probability, rounded to even.
         """
+
+    def finite(self, array: Any) -> bool:
+        """Whether no value is NaN or infinite.
+
+        A NaN is the least value of its array and the largest, by NumPy's rule and
+        CuPy's; nothing of the array's size is allocated.
+        """
+        with self.step():
+            return all(math.isfinite(float(v)) for v in (array.min(), array.max()))
 
     @abstractmethod
     def spread(self, mean: Any, squares: Any) -> NDArray[np.float32]:
