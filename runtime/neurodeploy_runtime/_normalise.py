@@ -76,9 +76,9 @@ class Normalisation:
 class Histogram:
     """A histogram that grows by chunks, from which a normalisation is frozen.
 
-    Integers of up to 16 bits are counted exactly. Floats are counted in 65 536 bins
-    of equal width over the range of the sample, so everything added is kept as a
-    reduced copy of at most `max_kept` values until :meth:`freeze`.
+    Integers of up to 16 bits are counted exactly. Of other values every n-th is kept
+    until :meth:`freeze`, n being the least power of 3 with which at most `max_kept`
+    are; which ones does not depend on how the values were divided into chunks.
     """
 
     max_kept = 8_000_000
@@ -91,10 +91,12 @@ class Histogram:
             self._counts = np.zeros(2 ** (8 * self.dtype.itemsize), np.int64)
         self._kept: list[NDArray[np.float32]] = []
         self._kept_size = 0
+        self._stride = 1
         self.voxels = 0
 
     def add(self, voxels: NDArray[Any]) -> None:
         """Count these voxels; a NaN or an infinity is an InputError."""
+        before = self.voxels
         self.voxels += voxels.size
         if self._exact:
             flat = voxels.ravel()
@@ -108,10 +110,15 @@ class Histogram:
                 f"{bad} of {flat.size} voxels read are NaN or infinite: replace them "
                 "(with the background, for example) before segmenting"
             )
-        room = max(1, self.max_kept - self._kept_size)
-        flat = flat[:: -(-flat.size // room)].copy()
+        # By the number of voxels before it, so that the last chunk weighs as the first.
+        flat = flat[-before % self._stride :: self._stride].copy()
         self._kept.append(flat)
         self._kept_size += flat.size
+        while self._kept_size > self.max_kept:
+            # By 3: an even stride would meet the same columns in every row.
+            self._stride *= 3
+            self._kept = [np.concatenate(self._kept)[::3].copy()]
+            self._kept_size = self._kept[0].size
 
     def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Distinct values, ascending, and how many voxels have each."""
