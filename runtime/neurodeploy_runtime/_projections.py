@@ -88,8 +88,17 @@ def _pool(array: NDArray[Any], axis: int, offset: int, factor: int) -> NDArray[A
     """Maxima over cells of `factor` on a grid that began `offset` voxels before."""
     if factor == 1:
         return array
-    first = -(offset % factor)
-    edges = np.arange(first, array.shape[axis], factor)
+    before = offset % factor
+    edges = np.arange(-before, array.shape[axis], factor)
     edges[0] = 0
-    pooled: NDArray[Any] = np.maximum.reduceat(array, edges, axis=axis)
+    pooled: NDArray[Any] = array.take(edges, axis)
+    # Not `maximum.reduceat`, which takes 27 ns a voxel where slices take 0.6.
+    for start in range(min(factor, array.shape[axis])):
+        every = [slice(None)] * array.ndim
+        every[axis] = slice(start, None, factor)
+        voxels = array[tuple(every)]
+        first = (start + before) // factor
+        every[axis] = slice(first, first + voxels.shape[axis])
+        into = pooled[tuple(every)]
+        np.maximum(into, voxels, out=into)
     return pooled
