@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,22 +67,26 @@ class Projections:
 
 
 def save_projections(path: Path, image: Projections, result: Projections) -> None:
-    """Keep them for a run that continues; atomic."""
+    """Keep them for a run that continues; seen whole or not at all."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with partial.open("wb") as out:
         np.savez(out, **image.arrays("image_"), **result.arrays("result_"))  # type: ignore[arg-type]
+        out.flush()
+        os.fsync(out.fileno())
     partial.replace(path)
 
 
-def load_projections(path: Path, image: Projections, result: Projections) -> None:
-    """Merge what was kept; a damaged file only costs part of a picture."""
+def load_projections(path: Path, image: Projections, result: Projections) -> bool:
+    """Merge what was kept; False where it is damaged, and the picture lacks it."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             saved = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError):
-        return
+    # NumPy leaves what the archive's library raises, of a torn file: any of these.
+    except (OSError, ValueError, EOFError, BadZipFile, RuntimeError):
+        return False
     image.merge(saved, "image_")
     result.merge(saved, "result_")
+    return True
 
 
 def _pool(array: NDArray[Any], axis: int, offset: int, factor: int) -> NDArray[Any]:

@@ -89,6 +89,8 @@ class RegionRun:
         self._cancel = cancel
         self._advanced = advanced
         self._failed: list[str] = []
+        #: Names of projections that an earlier run kept and that cannot be read.
+        self.lost_pictures: set[str] = set()
         self._saved = 0.0
         self.done_voxels = 0
         self.tiles_run = 0
@@ -150,7 +152,8 @@ class RegionRun:
     def gather_pictures(self) -> None:
         """Take in what earlier runs and other workers have seen."""
         for path in self._work.glob("projections-*.npz"):
-            load_projections(path, self.image, self.result)
+            if not load_projections(path, self.image, self.result):
+                self.lost_pictures.add(path.name)
 
     # -- what is read ----------------------------------------------------------
 

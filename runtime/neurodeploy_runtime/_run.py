@@ -297,6 +297,11 @@ class SegmentRun:
     ) -> Report:
         regions = self._regions
         regions.gather_pictures()
+        if regions.lost_pictures:
+            self._warnings.append(
+                f"the picture lacks a part: {', '.join(sorted(regions.lost_pictures))} "
+                "was damaged when the run continued; the segmentation lacks nothing"
+            )
         records = self._journal.records()
         foreground = sum(record.foreground for record in records.values())
         skip = None

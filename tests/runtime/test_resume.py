@@ -287,6 +287,21 @@ def test_a_torn_record_counts_for_nothing(
     assert (tifffile.imread(output) == source._array).all()
 
 
+@pytest.mark.parametrize("kept", [b"PK\x03\x04torn", b"", bytes(400)])
+def test_torn_projections_cost_only_a_part_of_the_picture(
+    interrupted: tuple[Bundle, FailsAt, Path], kept: bytes
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    (saved,) = output.with_name("out.tif.neurodeploy").glob("projections-*.npz")
+    saved.write_bytes(kept)
+    report = segmenter(bundle).segment(source, output)
+    assert report is not None
+    assert (tifffile.imread(output) == source._array).all()
+    (warning,) = (text for text in report.warnings if "picture" in text)
+    assert saved.name in warning
+
+
 def test_a_second_process_with_the_same_share_is_refused(
     interrupted: tuple[Bundle, FailsAt, Path],
 ) -> None:
