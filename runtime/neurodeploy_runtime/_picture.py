@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._projections import Projections
+from neurodeploy_runtime._projections import LONGEST, Projections
 
 GAP = 12
 PAPER = 255
@@ -15,13 +15,18 @@ PAPER = 255
 OVERLAY = np.array([255, 110, 0], np.float32)
 #: The shorter side of the smallest panel is enlarged to about this.
 SMALLEST = 48
+#: Depth is stretched to at most this many pixels: a voxel size that is wrong in the
+#: file would make a picture of many gigabytes.
+DEEPEST = 4 * LONGEST
 
 
 def draw_picture(image: Projections, result: Projections, z_scale: float) -> bytes:
     """A PNG: three rows (along z, y, x), image left, with the segmentation right.
 
-    `z_scale` is the voxel's depth over its width, by which depth is stretched.
+    `z_scale` is the voxel's depth over its width, by which depth is stretched, to
+    between 1 and `DEEPEST` pixels.
     """
+    z_scale = min(z_scale, DEEPEST / image.along_y.shape[0])
     panels = []
     for name in ("along_z", "along_y", "along_x"):
         grays = getattr(image, name)

@@ -1,5 +1,6 @@
 """Projections are plain maxima, and become a picture of a bounded size."""
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from neurodeploy_runtime import _projections
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._picture import DEEPEST, GAP, draw_picture
 from neurodeploy_runtime._projections import Projections
 
 
@@ -46,3 +48,16 @@ def test_projections_are_plain_maxima_of_cells(shape, start, cut, longest, dtype
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == volume.dtype
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("z_scale", "deep"), [(2.5, 50), (480, DEEPEST), (1e9, DEEPEST), (1e-9, 1)]
+)
+def test_a_voxel_size_that_is_wrong_makes_no_huge_picture(z_scale, deep):
+    box = Box.whole((20, 4, 5))
+    image, result = (Projections(box, np.dtype(np.uint8)) for _ in range(2))
+    for z in range(20):
+        image.add(z, 0, 0, np.full((4, 5), 10 * z, np.uint8))
+    pixels = imagecodecs.png_decode(draw_picture(image, result, z_scale))
+    # Rows: along z, along y with depth downwards, along x with depth to the right.
+    assert pixels.shape == (4 + deep + 4 + 4 * GAP, 2 * max(5, deep) + 3 * GAP, 3)
