@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 #: What an interpreter with NumPy and one engine is taken to hold where nobody says.
@@ -36,9 +37,43 @@ def peak_rss() -> int | None:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def machine_memory() -> int | None:
-    """Bytes of memory that this machine has; None where the system does not say."""
+def machine_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process can have; None where the system does not say.
+
+    That of the machine, or less where a cluster's job or a container has a limit:
+    what takes more is killed. `root` is where proc and sys lie.
+    """
+    known = _limits(root)
+    with suppress(ValueError, OSError, AttributeError):
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(known, default=None)
+
+
+def _limits(root: Path) -> list[int]:
+    """Of the control groups that this process is in, and of those around them.
+
+    In a container their paths may be those outside of it; the container's own limit
+    then stands at the root of what is mounted.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    mounts = root / "sys/fs/cgroup"
+    found = []
+    for line in lines:
+        number, *rest = line.split(":", 2)
+        if len(rest) != 2:
+            continue
+        controllers, path = rest
+        if number == "0":  # version 2: one hierarchy for everything
+            mount, name = mounts, "memory.max"
+        elif "memory" in controllers.split(","):
+            mount, name = mounts / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts) + 1):
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                found.append(int(mount.joinpath(*parts[:depth], name).read_text()))
+    return found

@@ -35,7 +35,7 @@ class SegmentSettings:
         would for the whole volume, so a region's voxels are those of a whole run.
     memory_bytes
         Cap on what this process holds, the interpreter, libraries and network
-        included; None: no cap beyond half of the machine's memory.
+        included; None: half of the memory that the machine, or the job, has.
     normalisation
         Constants to use; None: computed from the volume.
     flips
