@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._normalise import Histogram
 from neurodeploy_runtime.volumes import Source
@@ -9,6 +11,9 @@ from neurodeploy_runtime.volumes import Source
 #: Voxels that are looked at, at most; beyond that, more change no third digit.
 SAMPLE_VOXELS = 48_000_000
 PLANES = 24
+#: Voxels of a row of chunks that are decoded for the boxes on it, so that they are
+#: still kept when the next box of the row is read.
+BAND_VOXELS = 2_000_000
 
 
 def survey(source: Source) -> Histogram:
@@ -24,7 +29,7 @@ def survey(source: Source) -> Histogram:
 
 
 def sample_boxes(shape: Shape, chunk: Shape | None) -> list[Box]:
-    """The boxes of the sample, in z order."""
+    """The boxes of the sample, in an order in which no chunk is left and met again."""
     depth, height, width = shape
     plane = height * width
     if depth * plane <= SAMPLE_VOXELS:
@@ -49,8 +54,20 @@ def sample_boxes(shape: Shape, chunk: Shape | None) -> list[Box]:
     share = (per_box / (thick * plane)) ** 0.5
     h, w = max(1, int(height / cells * share)), max(1, int(width / cells * share))
     return [
-        Box((z, y, x), (min(z + thick, depth), y + h, x + w))
+        Box((z, top, x), (min(z + thick, depth), bottom, x + w))
         for z in starts
         for y in (i * height // cells for i in range(cells))
+        for top, bottom in _bands(y, y + h, thick, width, chunk)
         for x in (i * width // cells for i in range(cells))
     ]
+
+
+def _bands(
+    y0: int, y1: int, thick: int, width: int, chunk: Shape | None
+) -> list[tuple[int, int]]:
+    """Rows y0 to y1, cut where a few rows of chunks end."""
+    if chunk is None:
+        return [(y0, y1)]
+    rows = chunk[1] * max(1, BAND_VOXELS // (thick * chunk[1] * width))
+    cuts = [y0, *range((y0 // rows + 1) * rows, y1, rows), y1]
+    return list(pairwise(cuts))

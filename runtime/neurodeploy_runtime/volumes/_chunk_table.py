@@ -109,7 +109,9 @@ def _first(mask: NDArray[np.bool_]) -> Shape | None:
 class ChunkCache:
     """Decoded chunks, the last used kept up to `limit_bytes`; each decoded once.
 
-    Threads that ask for a chunk which another one is decoding wait for that one.
+    Threads that ask for a chunk which another one is decoding wait for that one. Where
+    the limit is not 0, a chunk larger than it is kept until another is asked for: the
+    next box often lies in the same.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -126,6 +128,8 @@ class ChunkCache:
             future = self._chunks.get(place)
             mine = future is None
             if future is None:
+                # What is kept beyond the limit makes room for what is decoded now.
+                self._evict()
                 future = self._chunks[place] = Future()
             else:
                 self._chunks.move_to_end(place)
@@ -142,7 +146,7 @@ class ChunkCache:
         with self._lock:
             self.loads += 1
             self._bytes += chunk.nbytes
-            self._evict()
+            self._evict(place if self.limit_bytes else None)
         return chunk
 
     def resize(self, limit_bytes: int) -> None:
@@ -151,9 +155,10 @@ class ChunkCache:
             self.limit_bytes = limit_bytes
             self._evict()
 
-    def _evict(self) -> None:
+    def _evict(self, newest: Shape | None = None) -> None:
         while self._bytes > self.limit_bytes:
-            oldest = next((p for p, f in self._chunks.items() if f.done()), None)
+            done = (p for p, f in self._chunks.items() if f.done() and p != newest)
+            oldest = next(done, None)
             if oldest is None:
                 return
             self._bytes -= self._chunks.pop(oldest).result().nbytes

@@ -114,6 +114,24 @@ def test_what_is_kept_stays_under_its_limit():
     assert cache._bytes == 0
 
 
+def test_a_chunk_larger_than_the_limit_stays_until_another_is_asked_for():
+    cache = ChunkCache(100)
+    held = []
+
+    def load(place):
+        held.append(cache._bytes)
+        return np.zeros((1, 10, 30), np.uint8)
+
+    for z in (0, 0, 1, 1, 0):
+        cache.get((z, 0, 0), load)
+    # Three were loaded, and beside none of them lay another.
+    assert held == [0, 0, 0]
+    cache.resize(0)
+    assert cache._bytes == 0
+    cache.get((0, 0, 0), load)
+    assert cache._bytes == 0
+
+
 def test_a_chunk_that_failed_is_tried_again():
     cache = ChunkCache(1000)
 
