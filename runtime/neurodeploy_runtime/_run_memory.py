@@ -89,11 +89,11 @@ class RunMemory:
         depth = self._source.shape[0]
         if (
             len(memory.regions) > 1
-            and self._source.compressed
+            and self._loads_whole_chunks
             and self._source.amplification((depth, *memory.regions[0].shape[1:]))
             >= TWICE
         ):
-            # Cutting planes that are decoded as a whole needs a scratch file, and
+            # Cutting planes that are loaded as a whole needs a scratch file, and
             # copying into it a buffer of its own.
             plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
             buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
@@ -106,8 +106,13 @@ class RunMemory:
             self._source.keep(memory.cache_bytes)
         return memory
 
+    @property
+    def _loads_whole_chunks(self) -> bool:
+        """Also of chunks that are not compressed; only rows are read alone."""
+        return self._source.compressed or prod(self._source.chunk[:2]) > 1
+
     def _footprint(self) -> Footprint:
-        deep = self._source.compressed and self._source.chunk[0] > 1
+        deep = self._source.chunk[0] > 1
         if deep:
             # What it keeps is counted with the region, which decides how much.
             self._source.keep(0)

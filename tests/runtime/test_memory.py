@@ -83,18 +83,25 @@ def test_a_lower_cap_costs_redundancy_and_says_so() -> None:
     assert narrow.redundancy > wide.redundancy
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("stored", ["raw", "zlib", "chunks"])
 def test_cut_planes_give_the_bytes_of_whole_ones(
     make_identity_bundle: MakeBundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    compression: str | None,
+    stored: str,
 ) -> None:
     """With regions forced small, also through a scratch file in several chapters."""
     bundle = make_identity_bundle()
     volume = np.random.default_rng(0).integers(0, 256, (130, 150, 90), np.uint8)
-    path = tmp_path / "in.tif"
-    tifffile.imwrite(path, volume, compression=compression, rowsperstrip=150)
+    if stored == "chunks":  # not compressed, and yet loaded as a whole
+        h5py = pytest.importorskip("h5py", reason="the extra `cluster` is missing")
+        path = tmp_path / "in.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", data=volume, chunks=(1, 150, 90))
+    else:
+        path = tmp_path / "in.tif"
+        compression = None if stored == "raw" else stored
+        tifffile.imwrite(path, volume, compression=compression, rowsperstrip=150)
     real = _run_memory.choose_regions
 
     def small(plan: TilePlan, roi: Box, costs: Footprint, cap: int) -> MemoryPlan:
@@ -122,7 +129,7 @@ def test_cut_planes_give_the_bytes_of_whole_ones(
         segmenter.segment(source, tmp_path / "out.tif")
     assert (tifffile.imread(tmp_path / "out.tif") == volume).all()
     # Planes are decoded into three scratch files, with the tiles' own overlap only.
-    assert len(used) == (3 if compression else 0)
+    assert len(used) == (0 if stored == "raw" else 3)
 
 
 PROGRAM = """
@@ -188,8 +195,12 @@ def test_a_volume_that_cannot_fit_the_cap_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("compression", [None, 1])
 def test_a_run_decodes_each_chunk_once(
-    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compression: int | None,
 ) -> None:
     """Of chunks deeper than the planes that are read at a time."""
     h5py = pytest.importorskip("h5py", reason="the extra `cluster` is not installed")
@@ -198,10 +209,12 @@ def test_a_run_decodes_each_chunk_once(
     volume = np.random.default_rng(0).integers(0, 255, (70, 90, 70), np.uint8)
     path = tmp_path / "in.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("data", data=volume, chunks=(32, 32, 32), compression=1)
+        file.create_dataset(
+            "data", data=volume, chunks=(32, 32, 32), compression=compression
+        )
     bundle = make_identity_bundle()
     segmenter = Segmenter(bundle, WANTED, engines=[NumpyEngine(bundle)])
-    with open_volume(path, dataset="data", threads=1) as source:
+    with open_volume(path, dataset="data", threads=1, cache_bytes=0) as source:
         segmenter.segment(source, tmp_path / "out.tif")
         assert source.decoded == 3 * 3 * 3  # type: ignore[attr-defined]
     assert (tifffile.imread(tmp_path / "out.tif") == volume).all()
