@@ -37,6 +37,7 @@ from neurodeploy_runtime._ingest_plan import (
     check_disk,
     choose_shards,
 )
+from neurodeploy_runtime._input_place import lies_inside, refuse_input
 from neurodeploy_runtime._journal import Journal, checksum
 from neurodeploy_runtime._patience import patiently
 from neurodeploy_runtime._progress import Progress, ProgressCallback
@@ -49,6 +50,7 @@ from neurodeploy_runtime.volumes import (
     attach_sink,
     sink_kind,
 )
+from neurodeploy_runtime.volumes._open_sink import may_replace
 
 #: Memory where nobody says: what every machine beside a microscope has.
 MEMORY_BYTES = 4_000_000_000
@@ -130,7 +132,7 @@ def ingest(
     began = time.monotonic()
     if sink_kind(output) != "ome-zarr":
         raise OutputError(f"{output} is not the name of a Zarr store: end it in .zarr")
-    if source.path != output and _inside(output, source):
+    if lies_inside(output, source):
         raise SettingsError(f"{output} lies inside the input: choose another place")
     _check_place(source, output, overwrite)
     work = output.with_name(f"{output.name}.ingest")
@@ -175,29 +177,21 @@ def ingest(
     )
 
 
-def _inside(output: Path, source: Source) -> bool:
-    return (
-        isinstance(source.path, Path)
-        and source.path.resolve() in output.resolve().parents
-    )
-
-
 def _check_place(source: Source, output: Path, overwrite: bool) -> None:
     if not output.parent.is_dir():
         raise OutputError(
             f"{output} cannot be written: the folder {output.parent} is not there"
         )
-    if not output.exists():
+    refuse_input(output, source)
+    refuse_input(output.with_name(f"{output.name}.ingest"), source)
+    if not output.exists() and not output.is_symlink():
         return
-    where = source.path
-    if isinstance(where, Path) and where.exists() and output.samefile(where):
-        raise OutputError(f"{output} is the input: it is never overwritten")
     if not overwrite:
         _forget_named(output)
         raise OutputError(
             f"{output} is already there: choose another name, or pass --overwrite"
         )
-    if not any((output / n).is_file() for n in ("zarr.json", ".zgroup", ".zarray")):
+    if not may_replace(output, "ome-zarr"):
         raise OutputError(
             f"{output} is no Zarr store, so it is not replaced: choose another name"
         )

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._input_place import refuse_input
 from neurodeploy_runtime._settings import OutputKind
 from neurodeploy_runtime.arrays import PlaneKind
+from neurodeploy_runtime.volumes import SinkKind, Source
+from neurodeploy_runtime.volumes._open_sink import may_replace
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,12 @@ class Paths:
         return path if named and path.exists() and not working.exists() else working
 
     def check(
-        self, source: Path, *, may_exist: bool, also: Sequence[Path] = ()
+        self,
+        source: Source,
+        kind: SinkKind,
+        *,
+        may_exist: bool,
+        also: Sequence[Path] = (),
     ) -> None:
         """Refuse what cannot be written, or must not be.
 
@@ -67,23 +75,25 @@ class Paths:
         Raises
         ------
         OutputError
-            The folder is missing, a file is the input, or exists and may not.
+            The folder is missing; a place is the input, lies in it or holds it; or
+            something lies there that may not be replaced.
         """
         folder = self.output.parent
         if not folder.is_dir():
             raise OutputError(f"the folder {folder} does not exist: make it first")
         beside = (self.report, self.picture, *also)
         for path in (*(path for _, path in self.outputs), *beside):
-            if not path.exists():
-                continue
-            if not may_exist:
+            there = path.exists() or path.is_symlink()
+            if there and not may_exist:
                 which = f", which this run leaves beside {self.output.name}"
                 raise OutputError(
                     f"{path} exists{which if path in beside else ''}: choose another "
                     "name with -o, or pass --overwrite"
                 )
-            if source.exists() and path.samefile(source):
-                raise OutputError(f"{path} is the input: it is never overwritten")
+            refuse_input(path, source)
+            if there and not may_replace(path, "tiff" if path in beside else kind):
+                raise OutputError(_not_replaced(path))
+        refuse_input(self.work, source)
 
     def give_names(self) -> None:
         """Move what is finished to its final names; may be repeated after a kill."""
@@ -99,3 +109,15 @@ class Paths:
                 shutil.rmtree(path)
             working.replace(path)
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _not_replaced(path: Path) -> str:
+    what = "a file, and no store"
+    if path.is_dir():
+        what = "a folder that holds no such output"
+    if path.is_symlink():
+        what = "a link"
+    return (
+        f"{path} is {what}, so it is not replaced: remove it yourself, or choose "
+        "another name"
+    )

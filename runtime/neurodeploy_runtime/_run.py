@@ -176,7 +176,8 @@ class SegmentRun:
     def check_place(self) -> None:
         """Refuse an output that cannot be written there, or must not be."""
         self._paths.check(
-            Path(str(self._source.path)),
+            self._source,
+            self._kind,
             may_exist=self._overwrite or self._journal.exists,
             also=self._also(),
         )

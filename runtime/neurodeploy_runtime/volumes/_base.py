@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import InputError, SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime.volumes._files import Files
 
 #: What a voxel may be; always in the byte order of this machine.
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32"))
@@ -135,6 +136,15 @@ class Source(ABC):
                 touched += min(last * chunk, extent) - first * chunk
             ratio *= touched / extent
         return ratio
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it is read from, where they are opened one by one.
+
+        None of a store of chunks, which is the whole folder `path`, and of an array.
+        """
+        opened = getattr(self, "_files", None)
+        return opened.paths if isinstance(opened, Files) else ()
 
     def keep(self, cache_bytes: int) -> None:
         """Keep at most this much of what is decoded for later boxes, from now on.

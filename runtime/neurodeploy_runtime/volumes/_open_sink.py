@@ -53,6 +53,15 @@ def sink_kind(path: Path) -> SinkKind:
     return kind
 
 
+def may_replace(path: Path, kind: SinkKind) -> bool:
+    """Whether what lies at `path` is such an output, so that one may replace it.
+
+    Any file may be replaced by a file; a folder only where it is a store of this kind,
+    and no link to one.
+    """
+    return _class_of(kind).may_replace(path)
+
+
 def create_sink(
     path: Path,
     kind: SinkKind,

@@ -205,6 +205,15 @@ class MakeableSink(Sink):
 
     @classmethod
     @abstractmethod
+    def may_replace(cls, path: Path) -> bool:
+        """Whether what lies at `path` may be replaced by an output of this format.
+
+        A file by a file, and a folder only where it holds an image of this format;
+        links to folders never.
+        """
+
+    @classmethod
+    @abstractmethod
     def own_grain(cls, spec: SinkSpec) -> Shape:
         """The unit where none was asked for."""
 

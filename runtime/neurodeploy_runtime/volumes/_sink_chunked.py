@@ -161,6 +161,12 @@ class ChunkedSink(MakeableSink):
             ) from error
 
     @classmethod
+    def may_replace(cls, path: Path) -> bool:
+        """A folder, no link to one, with the files that mark such an image."""
+        marked = any((path / mark).is_file() for mark in cls._marks)
+        return marked and not path.is_symlink()
+
+    @classmethod
     def bytes_needed(cls, spec: SinkSpec) -> int:
         """Voxels that cannot be compressed, their levels, and an index per chunk."""
         levels = levels_of(spec.shape, spec.voxel_size_um)
@@ -171,7 +177,7 @@ class ChunkedSink(MakeableSink):
     def _clear(cls, path: Path) -> None:
         if not path.exists():
             return
-        if path.is_dir() and any((path / mark).is_file() for mark in cls._marks):
+        if cls.may_replace(path):
             shutil.rmtree(path)
             return
         raise OutputError(

@@ -209,6 +209,11 @@ class FlatSink(MakeableSink):
         return sink
 
     @classmethod
+    def may_replace(cls, path: Path) -> bool:
+        """Any file, or a link to one."""
+        return not path.is_dir()
+
+    @classmethod
     def own_grain(cls, spec: SinkSpec) -> Shape:
         """At most 64 MiB, deep rather than wide."""
         return flat_grain(spec)

@@ -1,0 +1,87 @@
+"""Where an input lies on this machine: nothing that is written may touch it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime.volumes import Source
+
+#: What a folder of planes takes for one of them.
+_PLANES = (".tif", ".tiff")
+
+
+def local_path(path: Path | str) -> Path | None:
+    """A path, or an address of this machine, as a path; None for a server's.
+
+    >>> local_path("file:///data/brain.zarr").as_posix()
+    '/data/brain.zarr'
+    >>> local_path("s3://bucket/brain.zarr") is None
+    True
+    """
+    if isinstance(path, Path):
+        return path
+    if path.startswith("file://"):
+        return Path(path.removeprefix("file://"))
+    return None if "://" in path else Path(path)
+
+
+def refuse_input(path: Path, source: Source) -> None:
+    """Refuse to write at `path` where that is the input, lies in it, or holds it.
+
+    Links are followed, on both sides.
+
+    Raises
+    ------
+    OutputError
+        One of the three, naming the input.
+    """
+    target = path.resolve()
+    for place in _places(source):
+        if target == place or _same_file(path, place):
+            raise OutputError(f"{path} is the input: it is never overwritten")
+        if target in place.parents:
+            raise OutputError(
+                f"{path} holds the input {place}: it is never overwritten, choose "
+                "another name"
+            )
+    if lies_inside(path, source):
+        raise OutputError(f"{path} lies inside the input: choose another place")
+
+
+def lies_inside(path: Path, source: Source) -> bool:
+    """Whether `path` would be a part of the input when it is read again.
+
+    Anything below a store is. A folder of planes takes only the TIFFs right in it.
+    """
+    whole = local_path(source.path)
+    if whole is None or not whole.is_dir():
+        return False
+    if source.files:
+        right_in_it = path.parent.resolve() == whole.resolve()
+        return right_in_it and path.suffix.lower() in _PLANES
+    return whole.resolve() in path.resolve().parents
+
+
+def _places(source: Source) -> Iterator[Path]:
+    """What is read, as resolved paths; as long as it is there."""
+    whole = local_path(source.path)
+    if whole is not None and whole.exists():
+        yield whole.resolve()
+    # Thousands of planes share their folder, which is resolved once.
+    folders: dict[Path, Path] = {}
+    for file in source.files:
+        if file.is_symlink():
+            yield file.resolve()
+        if file.parent not in folders:
+            folders[file.parent] = file.parent.resolve()
+        yield folders[file.parent] / file.name
+
+
+def _same_file(path: Path, place: Path) -> bool:
+    """By another name: a hard link, or a system that ignores case."""
+    try:
+        return path.samefile(place)
+    except OSError:
+        return False
