@@ -416,6 +416,48 @@ def test_records_of_an_output_that_is_gone_are_not_believed(
     assert (tifffile.imread(output) == source._array).all()
 
 
+@pytest.mark.parametrize("suffix", [".ome.zarr", ".tif"])
+@pytest.mark.parametrize("verify_bytes", [0, 10**9])
+def test_a_recorded_unit_that_is_not_there_is_done_again(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    verify_bytes: int,
+) -> None:
+    """Also beyond what is read again; a unit of zeros is nowhere, and is believed."""
+    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    monkeypatch.setattr("neurodeploy_runtime._durable.VERIFY_BYTES", verify_bytes)
+    bundle = make_identity_bundle()
+    voxels = noise((900, 20, 24))
+    voxels[256:512] = 0
+    source = FailsAt(voxels, 800)
+    output = tmp_path / f"out{suffix}"
+    with pytest.raises(ReadError, match="plane 800 is damaged"):
+        segmenter(bundle).segment(source, output)
+    work = tmp_path / f"out{suffix}.neurodeploy"
+    recorded = {start[0] for start in Journal(work).records()}
+    assert {0, 256, 512} <= recorded
+    if suffix == ".tif":
+        # The first unit's entry, as a write leaves it that is torn by a kill.
+        with (work / "probability.tif.units").open("r+b") as entries:
+            entries.seek(4096)
+            entries.write(bytes(8))
+        with tifffile.TiffFile(work / "probability.tif") as file:
+            offset = file.pages.first.dataoffsets[0]
+        with (work / "probability.tif").open("r+b") as raw:
+            raw.seek(offset)
+            raw.write(bytes(1000))
+    else:
+        (work / "probability.zarr/0/c/0/0/0").unlink()
+        assert not (work / "probability.zarr/0/c/1/0/0").exists()
+    source.plane = 10**9
+    report = segmenter(bundle).segment(source, output)
+    assert report.resumed_voxels >= 256 * 20 * 24
+    with open_volume(output) as result:
+        assert (result.read(Box.whole(result.shape)) == voxels).all()
+
+
 def test_shares_of_several_workers_make_one_result(
     make_identity_bundle: MakeBundle, tmp_path: Path
 ) -> None:

@@ -135,6 +135,11 @@ class Sink(ABC):
         self._check_unit(unit)
         return self._holds(unit)
 
+    def present(self, unit: Box) -> bool:
+        """Whether this unit was written and its bytes are there; none is read."""
+        self._check_unit(unit)
+        return self._present(unit)
+
     def _check_unit(self, unit: Box) -> None:
         cell = tuple(a // g * g for a, g in zip(unit.start, self.grain, strict=True))
         stop = tuple(
@@ -159,6 +164,9 @@ class Sink(ABC):
 
     @abstractmethod
     def _holds(self, unit: Box) -> bool: ...
+
+    @abstractmethod
+    def _present(self, unit: Box) -> bool: ...
 
     @abstractmethod
     def read(self, box: Box) -> NDArray[Any]:

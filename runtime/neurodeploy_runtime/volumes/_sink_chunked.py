@@ -198,6 +198,15 @@ class ChunkedSink(MakeableSink):
             wait()
         stores[0].write(unit, voxels)()
 
+    def _present(self, unit: Box) -> bool:
+        for store in self._stores[: self._with_unit]:
+            try:
+                if store.file(store.level.box(unit)).stat().st_size == 0:
+                    return False
+            except OSError:
+                return False
+        return True
+
     def _holds(self, unit: Box) -> bool:
         for store in self._stores[: self._with_unit]:
             box = store.level.box(unit)

@@ -243,13 +243,20 @@ class FlatSink(MakeableSink):
         self._records.write_at(memoryview(record), self._record_at(unit))
         self._records.sync()
 
+    def _present(self, unit: Box) -> bool:
+        *_, (_, offset, length) = self._runs(unit)
+        return self._record_of(unit)[0] and offset + length <= self._file.size()
+
     def _holds(self, unit: Box) -> bool:
+        written, checksum = self._record_of(unit)
+        return written and checksum == zlib.crc32(_bytes_of(self.read(unit)))
+
+    def _record_of(self, unit: Box) -> tuple[bool, int]:
+        """Whether a unit was written, and its checksum."""
         record = bytearray(_RECORD.size)
         self._records.read_at(memoryview(record), self._record_at(unit))
         written, checksum = _RECORD.unpack(record)
-        if written != _WRITTEN:
-            return False
-        return bool(checksum == zlib.crc32(_bytes_of(self.read(unit))))
+        return written == _WRITTEN, checksum
 
     def read(self, box: Box) -> NDArray[Any]:
         """What was written, any box of it; zeros where nothing was."""
