@@ -17,6 +17,7 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
     InputError,
+    OutputError,
     ResumeError,
     RunError,
     SettingsError,
@@ -162,10 +163,16 @@ class SegmentRun:
             )
             self._regions.execute(memory, outputs, normalisation, done)
             return self._finish(outputs, normalisation, memory)
-        except InputError:
-            # The input itself is at fault: nothing of this run can be gone on with.
+        except InputError as error:
             outputs.close()
-            shutil.rmtree(self._paths.work, ignore_errors=True)
+            if self._journal.records():
+                raise InputError(
+                    f"{error}; what is done is kept in {self._paths.work}, for this "
+                    "input: pass --overwrite to start again with a repaired one"
+                ) from error
+            # Not where another worker is at it.
+            with contextlib.suppress(OutputError, ResumeError):
+                self._journal.remove()
             raise
         finally:
             outputs.close()

@@ -21,6 +21,7 @@ from neurodeploy_runtime import (
     ArraySource,
     Box,
     Bundle,
+    InputError,
     Normalisation,
     NumpyEngine,
     OutputError,
@@ -456,6 +457,41 @@ def test_a_recorded_unit_that_is_not_there_is_done_again(
     assert report.resumed_voxels >= 256 * 20 * 24
     with open_volume(output) as result:
         assert (result.read(Box.whole(result.shape)) == voxels).all()
+
+
+def test_one_damaged_voxel_does_not_remove_what_the_workers_have_done(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    voxels = noise((300, 40, 50)).astype(np.float32)
+    voxels[290, 3, 4] = np.nan
+    source, output = ArraySource(voxels), tmp_path / "out.tif"
+    first = segmenter(bundle, replace(WANTED, worker=(1, 2)))
+    assert first.segment(source, output) is None
+    work = tmp_path / "out.tif.neurodeploy"
+    done = Journal(work).records()
+    assert done
+    second = segmenter(bundle, replace(WANTED, worker=(2, 2)))
+    with pytest.raises(InputError, match=r"NaN.* is kept in .*--overwrite to start"):
+        second.segment(source, output)
+    assert done.items() <= Journal(work).records().items()
+    voxels[290, 3, 4] = 0
+    with pytest.raises(ResumeError, match=r"input\.fingerprint"):
+        first.segment(source, output)
+    assert first.segment(source, output, overwrite=True) is None
+    assert second.segment(source, output) is not None
+    assert (tifffile.imread(output) == voxels).all()
+
+
+def test_a_damaged_input_of_which_nothing_is_done_leaves_nothing(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    voxels = np.full((9, 40, 50), np.nan, np.float32)
+    with pytest.raises(InputError, match="NaN"):
+        segmenter(make_identity_bundle()).segment(
+            ArraySource(voxels), tmp_path / "out.tif"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shares_of_several_workers_make_one_result(
