@@ -7,7 +7,7 @@ Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy`` (of an ingest,
     data.tif | …         the output so far
     done-I.log           one line per durable unit, by worker I
     failed-I.log         one line per unit that the disk refused, and why
-    worker-I.lock        who works as I: host, process, heartbeat
+    worker-I.lock        who works as I: host, process, its start, heartbeat
 
 A unit is written and flushed first and recorded after; done means recorded and present
 and readable. The folder goes away when the output has its final name.
@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 import zlib
@@ -34,10 +33,12 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._process import still_runs, this_process
 
 PLAN = "plan.json"
 HEARTBEAT_S = 10.0
-#: A lock of another host whose heartbeat is older than this is a dead worker's.
+#: A lock whose heartbeat is older than this is a dead worker's, where it cannot be
+#: seen whether its process runs: of another host, boot or container, and on Windows.
 LEASE_S = 120.0
 MAX_PLAN_BYTES = 64_000_000
 #: What runs leave in their folder, until they are finished: nothing else is removed.
@@ -76,6 +77,7 @@ class Journal:
         self._beat: threading.Thread | None = None
         self._stop = threading.Event()
         self._lock_path = folder / f"worker-{worker}.lock"
+        self._held = [self._lock_path]
 
     @property
     def exists(self) -> bool:
@@ -250,14 +252,19 @@ class Journal:
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            try:
-                os.utime(self._lock_path)
-            except OSError:
-                return
+            for path in tuple(self._held):
+                # A file server that fails once may answer the next time.
+                with contextlib.suppress(OSError):
+                    os.utime(path)
 
     def claim_finish(self) -> bool:
         """Whether this worker is the one that gives the output its final name."""
-        return self.folder.is_dir() and _take(self.folder / "finish.lock") is None
+        path = self.folder / "finish.lock"
+        if not self.folder.is_dir() or _take(path) is not None:
+            return False
+        # To finish a large output may take longer than a lock lasts without a sign.
+        self._held.append(path)
+        return True
 
     def close(self) -> None:
         """Give the worker's place back; may be called twice."""
@@ -277,8 +284,8 @@ class Journal:
 def _take(path: Path) -> str | None:
     """Make a lock file that names this process; None, or who has it.
 
-    A lock of a process of this host that is dead, or of another host whose heartbeat
-    has stopped, is taken over.
+    A lock of a process that is dead, or of which only the heartbeat can be seen and
+    that has stopped, is taken over.
     """
     seen: tuple[int, int] | None = None
     patience = 0.0
@@ -306,7 +313,7 @@ def _take(path: Path) -> str | None:
 
 def _place(path: Path) -> bool:
     """Put a lock there that names this process; whether there was none."""
-    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    mine = json.dumps(this_process())
     whole = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         whole.write_text(mine)
@@ -347,13 +354,16 @@ def _holder(path: Path) -> str | None:
         return None
     except ValueError:
         values = {}
+    if not isinstance(values, dict):
+        values = {}
     host, pid = values.get("host"), values.get("pid")
     if not isinstance(pid, int):
         # Killed between making the file and writing it, or being written just now.
         return None if age > STARTING_S else STARTING
-    if host == socket.gethostname():
-        return f"process {pid} on this machine" if _is_alive(pid) else None
-    if age > LEASE_S:
+    runs = still_runs(values)
+    if runs:
+        return f"process {pid} on this machine"
+    if runs is False or age > LEASE_S:
         return None
     return f"process {pid} on {host} (seen {age:.0f} s ago)"
 
@@ -370,18 +380,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _differences(theirs: Any, mine: Any, name: str = "") -> list[str]:

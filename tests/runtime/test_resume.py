@@ -32,9 +32,11 @@ from neurodeploy_runtime import (
     WriteError,
     open_volume,
 )
+from neurodeploy_runtime import _process as process_module
 from neurodeploy_runtime import _region_run as run_module
 from neurodeploy_runtime import _run as run_whole
 from neurodeploy_runtime._journal import Journal
+from neurodeploy_runtime._process import this_process
 
 MakeBundle = Callable[..., Bundle]
 WANTED = SegmentSettings(
@@ -330,6 +332,82 @@ def test_a_stale_lock_of_a_dead_process_is_broken(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.lock()
     journal.close()
+
+
+def left_lock(folder: Path, **changed: Any) -> Path:
+    """A lock as this process makes it, but for what is changed."""
+    folder.mkdir(exist_ok=True)
+    lock = folder / "worker-1.lock"
+    lock.write_text(json.dumps({**this_process(), **changed}))
+    return lock
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when it began")
+def test_the_number_of_a_dead_process_may_be_given_again(tmp_path: Path) -> None:
+    """Ours has the number, as process 1 of a container that was started again."""
+    left_lock(tmp_path, start=this_process()["start"] - 1)
+    journal = Journal(tmp_path)
+    journal.lock()
+    journal.close()
+    left_lock(tmp_path)
+    with pytest.raises(ResumeError, match=f"process {os.getpid()} on this machine"):
+        Journal(tmp_path).lock()
+
+
+@pytest.mark.parametrize("system", ["linux", "nt", "other"])
+def test_where_only_the_heartbeat_is_seen_it_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    """Of another boot or container, on Windows, and where no start is known."""
+
+    def ctrl_c(pid: int, signal: int) -> None:
+        raise AssertionError("on Windows this ends the process")
+
+    if system == "linux":
+        lock = left_lock(tmp_path, system="another boot", pid=1)
+    else:
+        monkeypatch.setattr(process_module, "_system", lambda: None)
+        lock = left_lock(tmp_path)
+    if system == "nt":
+        monkeypatch.setattr(process_module.os, "kill", ctrl_c)
+        monkeypatch.setattr(process_module, "_CAN_ASK", False)
+    with pytest.raises(ResumeError, match="seen 0 s ago"):
+        Journal(tmp_path).lock()
+    os.utime(lock, (time.time() - 200,) * 2)
+    journal = Journal(tmp_path)
+    journal.lock()
+    journal.close()
+
+
+def test_a_heartbeat_goes_on_after_an_error_and_keeps_the_lock_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._journal.HEARTBEAT_S", 0.01)
+    utime, failed = os.utime, []
+
+    def utime_but_once(path: Any, *times: Any) -> None:
+        if not failed:
+            failed.append(path)
+            raise OSError(116, "Stale file handle")
+        utime(path, *times)
+
+    monkeypatch.setattr(os, "utime", utime_but_once)
+    journal = Journal(tmp_path)
+    journal.lock()
+    try:
+        assert journal.claim_finish()
+        locks = tmp_path / "worker-1.lock", tmp_path / "finish.lock"
+        for lock in locks:
+            utime(lock, (0, 0))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if failed and all(lock.stat().st_mtime > 0 for lock in locks):
+                break
+            time.sleep(0.01)
+        assert failed
+        assert all(lock.stat().st_mtime > 0 for lock in locks)
+    finally:
+        journal.close()
 
 
 @pytest.mark.parametrize("ahead_s", [0, 3600])
