@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
 from neurodeploy.data._dataset import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
+from neurodeploy.data._results import is_result
 from neurodeploy.morphology import (
     AnnotationSettings,
     Morphology,
@@ -55,6 +56,12 @@ _SAYS_LABEL = re.compile(rf"(?:^|[._ -]){_LABEL_WORD}(?=$|[._ -])", re.IGNORECAS
 #: What a labelled slice's values mean (TRAILMAP, Friedmann et al., PNAS 2020):
 #: 0 not labelled, 1 background, 2 axon, 3 artifact, 4 an axon's edge.
 _SLICE_LABELS = {0: IGNORE, 1: BACKGROUND, 2: NEURITE, 3: BACKGROUND, 4: IGNORE}
+
+#: Why a segmentation is left out.
+_OWN = (
+    "a network's answer that neurodeploy wrote, no ground truth: if you corrected it, "
+    "save it under another name, such as a_mask.tif"
+)
 
 #: A training image is read whole.
 _LIMIT_BYTES = 8_000_000_000
@@ -105,7 +112,8 @@ def find_pairs(folder: str | Path) -> Found:
     An annotation belongs to the image of the same name beside it: `a.tif` with
     `a.swc`, `a.tif.ano_stamp_2015.swc` or `a_mask.tif`; `volumes/volume-3.tiff` with
     `labels/label-3.tiff`; or it is the only tracing in a folder with one image, as in
-    a BigNeuron download. Nothing is opened.
+    a BigNeuron download. What this tool has segmented itself annotates nothing. No
+    voxel is read.
 
     Raises
     ------
@@ -116,10 +124,12 @@ def find_pairs(folder: str | Path) -> Found:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: name one with images and annotations")
     volumes, tracings = _listed(folder)
-    labels = [path for path in volumes if _is_label(path)]
+    words = [path for path in volumes if _is_label(path)]
+    results = [path for path in words if is_result(path)]
+    labels = [path for path in words if path not in results]
     images = [path for path in volumes if not _is_label(path)]
     pairs: list[Pair] = []
-    left: list[tuple[Path, str]] = []
+    left = [(path, _OWN) for path in results]
     paired: set[Path] = set()
     for image in images:
         mine = [t for t in tracings if _traces(t, image)]
@@ -141,10 +151,11 @@ def find_pairs(folder: str | Path) -> Found:
     ]
     found = Found(folder, tuple(pairs), tuple(sorted(left)))
     if not pairs:
+        own = f" ({len(results)} more are its own results)" if results else ""
         raise DataError(
             f"{folder} holds no annotated image, of {len(images)} images, "
-            f"{len(labels)} masks and {len(tracings)} tracings: an annotation has its "
-            "image's name, or lies in labels/ beside volumes/"
+            f"{len(labels)} masks{own} and {len(tracings)} tracings: an annotation has "
+            "its image's name, or lies in labels/ beside volumes/"
         )
     return found
 

@@ -1,5 +1,7 @@
 """A folder's annotated images are found as they lie, and the rest is named."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import tifffile
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import Pair, find_pairs, labels_of, load_pair, read_tracing
+from neurodeploy.simulate import SHOWCASE, SampleSettings, write_sample
+from neurodeploy_runtime import Bundle, Segmenter, open_volume
 
 IMAGE = np.random.default_rng(0).integers(0, 99, (4, 6, 8)).astype(np.uint16)
 
@@ -75,6 +79,49 @@ def test_what_is_left_out_is_said_with_the_reason(tmp_path: Path) -> None:
     assert "b.tif — no annotation of its name" in text
     assert "c.swc — no image of its name" in text
     assert "d.tif — 2 annotations would fit" in text
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr"])
+@pytest.mark.parametrize("with_report", [True, False])
+def test_what_was_segmented_here_annotates_nothing(
+    tmp_path: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    suffix: str,
+    with_report: bool,
+) -> None:
+    if suffix != ".tif":
+        pytest.importorskip("tensorstore")
+    image = volume(tmp_path / "a.tif", np.tile(IMAGE, (2, 4, 4)))
+    result = tmp_path / f"a.seg{suffix}"
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    with Segmenter(bundle) as segmenter, open_volume(image) as source:
+        segmenter.segment(source, result)
+    if not with_report:
+        result.with_suffix(".json").unlink()
+    with pytest.raises(DataError, match="1 more are its own results"):
+        find_pairs(tmp_path)
+    volume(tmp_path / "a_mask.tif")
+    found = find_pairs(tmp_path)
+    assert [pair.annotation.name for pair in found.pairs] == ["a_mask.tif"]
+    assert [path for path, _ in found.left_out] == [result]
+    assert "no ground truth" in found.describe()
+
+
+def test_a_simulated_truth_and_a_corrected_copy_are_annotations(
+    tmp_path: Path, make_identity_bundle: Callable[..., Bundle]
+) -> None:
+    truth = tmp_path / "a_truth.seg.tif"
+    settings = SampleSettings((8, 32, 32), 0, SHOWCASE)
+    write_sample(tmp_path / "a.tif", settings, truth=truth)
+    assert find_pairs(tmp_path).pairs[0].annotation == truth
+    truth.unlink()
+    with (
+        Segmenter(make_identity_bundle(tile=(8, 16, 16))) as segmenter,
+        open_volume(tmp_path / "a.tif") as source,
+    ):
+        segmenter.segment(source, tmp_path / "a.seg.tif")
+    shutil.copy(tmp_path / "a.seg.tif", tmp_path / "a_mask.tif")
+    assert find_pairs(tmp_path).pairs[0].annotation.name == "a_mask.tif"
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
