@@ -20,7 +20,10 @@ from neurodeploy.cli._options import (
 
 if TYPE_CHECKING:
     from neurodeploy.data import Found
+    from neurodeploy.data._labels import LabelKind
     from neurodeploy.evaluation import Annotated, BaselineFigures, Evaluation, Figures
+
+    Kinds = dict[Path, LabelKind]
 
 
 @click.command()
@@ -55,6 +58,13 @@ if TYPE_CHECKING:
     type=Triple(whole=False),
     help="Micrometres, where the images do not say.",
 )
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "mask", "slices"]),
+    default="auto",
+    show_default=True,
+    help="How voxel annotations are read; auto looks at a folder's values together.",
+)
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="Print the figures only.")
@@ -66,6 +76,7 @@ def evaluate(
     baselines: bool,
     unit: Any,
     voxel_size: tuple[float, float, float] | None,
+    labels: Any,
     as_json: bool,
     quiet: bool,
     **engine: Any,
@@ -79,11 +90,12 @@ def evaluate(
     if model is not None and model.suffix.lower() in (".swc", ".eswc"):
         refuse_without(
             "a network",
-            *("output", "threshold", "baselines", "unit", "voxel_size", *engine),
+            *("output", "threshold", "baselines", "unit", "voxel_size", "labels"),
+            *engine,
         )
         _print_distances(model, data)
         return
-    from neurodeploy.data import find_pairs
+    from neurodeploy.data import describe_kinds, find_pairs, label_kinds
     from neurodeploy.evaluation import evaluate as measure
     from neurodeploy.evaluation import open_model, overlay_png
     from neurodeploy_runtime import OutputError
@@ -91,8 +103,11 @@ def evaluate(
     if output is not None and output.exists() and any(output.iterdir()):
         raise OutputError(f"{output} is not empty: name a new folder")
     found = find_pairs(data)
+    kinds = label_kinds(found, labels)
     if not quiet and not as_json:
         click.echo(found.describe(), err=True)
+        if kinds:
+            click.echo(describe_kinds(kinds), err=True)
     pictures: dict[str, bytes] = {}
 
     def on_image(image: Annotated, probability: Any, figures: Figures) -> None:
@@ -112,18 +127,19 @@ def evaluate(
 
     with open_model(model, engine_settings(engine)) as opened:
         result = measure(
-            _images(found, unit, voxel_size),
+            _images(found, kinds, unit, voxel_size),
             opened.predict,
             opened.threshold if threshold is None else threshold,
             on_image=on_image,
         )
         name = opened.name
-    filters = _filters(found, unit, voxel_size) if baselines else {}
+    filters = _filters(found, kinds, unit, voxel_size) if baselines else {}
     values = {
         "model": name,
         "data": str(data),
         **result.to_json(),
         "baselines": {key: vars(value) for key, value in filters.items()},
+        "labels": {str(path): kind for path, kind in kinds.items()},
         "left_out": [[str(path), reason] for path, reason in found.left_out],
     }
     if output is not None:
@@ -138,13 +154,14 @@ def evaluate(
 
 
 def _images(
-    found: Found, unit: Any, size: tuple[float, float, float] | None
+    found: Found, kinds: Kinds, unit: Any, size: tuple[float, float, float] | None
 ) -> Iterator[Annotated]:
     from neurodeploy.data import load_pair, read_tracing
     from neurodeploy.evaluation import Annotated, draw_line
 
     for pair in found.pairs:
-        volume = load_pair(pair, unit=unit, voxel_size_um=size)
+        kind = kinds.get(pair.annotation, "auto")
+        volume = load_pair(pair, unit=unit, voxel_size_um=size, labels=kind)
         line = None
         if pair.kind == "tracing":
             tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
@@ -153,11 +170,11 @@ def _images(
 
 
 def _filters(
-    found: Found, unit: Any, size: tuple[float, float, float] | None
+    found: Found, kinds: Kinds, unit: Any, size: tuple[float, float, float] | None
 ) -> dict[str, BaselineFigures]:
     from neurodeploy.evaluation import BASELINES, baseline_figures
 
-    volumes = [image.volume for image in _images(found, unit, size)]
+    volumes = [image.volume for image in _images(found, kinds, unit, size)]
     return {name: baseline_figures(volumes, score) for name, score in BASELINES.items()}
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FIELDS = (
     "init", "donor_architecture", "inflate", "out", "name", "steps", "batch", "seed",
     "learning_rate", "device", "devices", "precision", "workers", "unit",
-    "validation_share",
+    "labels", "validation_share",
 )  # fmt: skip
 
 #: The paper's block: five slices deep, the middle one is answered.
@@ -76,6 +76,11 @@ _SLICE_NETWORK = {"mode": "slice", "tile": [5, 96, 96], "patch": [5, 16, 16]}
     "--voxel-size",
     metavar="Z,Y,X",
     help="Micrometres per voxel, where the images do not say.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "mask", "slices"]),
+    help="How voxel annotations are read; auto looks at a folder's values together.",
 )
 @click.option("--validation-share", type=float, help="Share of volumes held out.")
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")

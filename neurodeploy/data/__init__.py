@@ -9,11 +9,12 @@ from neurodeploy.data._dataset import (
     AnnotatedVolume,
     Samples,
 )
+from neurodeploy.data._labels import Labels, describe_kinds, labels_of
 from neurodeploy.data._pairs import (
     Found,
     Pair,
     find_pairs,
-    labels_of,
+    label_kinds,
     load_pair,
     read_tracing,
 )
@@ -27,9 +28,12 @@ __all__ = [
     "AnnotatedVolume",
     "Augmentation",
     "Found",
+    "Labels",
     "Pair",
     "Samples",
+    "describe_kinds",
     "find_pairs",
+    "label_kinds",
     "labels_of",
     "load_pair",
     "mark_skeleton",

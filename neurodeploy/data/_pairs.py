@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
-from neurodeploy.data._dataset import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
+from neurodeploy.data._dataset import BACKGROUND, NEURITE, AnnotatedVolume
+from neurodeploy.data._labels import LabelKind, Labels, kinds_of, labels_of
 from neurodeploy.data._results import is_result
 from neurodeploy.morphology import (
     AnnotationSettings,
@@ -52,10 +53,6 @@ _WORDS = re.compile(
     rf"(?:^|[._ -])(?:{_LABEL_WORD}|{_IMAGE_WORD})(?=$|[._ -])", re.IGNORECASE
 )
 _SAYS_LABEL = re.compile(rf"(?:^|[._ -]){_LABEL_WORD}(?=$|[._ -])", re.IGNORECASE)
-
-#: What a labelled slice's values mean (TRAILMAP, Friedmann et al., PNAS 2020):
-#: 0 not labelled, 1 background, 2 axon, 3 artifact, 4 an axon's edge.
-_SLICE_LABELS = {0: IGNORE, 1: BACKGROUND, 2: NEURITE, 3: BACKGROUND, 4: IGNORE}
 
 #: Why a segmentation is left out.
 _OWN = (
@@ -160,6 +157,20 @@ def find_pairs(folder: str | Path) -> Found:
     return found
 
 
+def label_kinds(found: Found, labels: Labels = "auto") -> dict[Path, LabelKind]:
+    """How the voxel annotations of a folder are read, all of them looked at.
+
+    Raises
+    ------
+    DataError
+        Where `labels` is `auto` and one of them fits both.
+    InputError
+        Where a file cannot be read.
+    """
+    paths = [pair.annotation for pair in found.pairs if pair.kind == "voxels"]
+    return kinds_of(paths, lambda path: _whole(path)[0], labels)
+
+
 def load_pair(
     pair: Pair,
     *,
@@ -167,17 +178,20 @@ def load_pair(
     voxel_size_um: tuple[float, float, float] | None = None,
     settings: AnnotationSettings | None = None,
     group: str = "data",
+    labels: Labels = "auto",
 ) -> AnnotatedVolume:
     """Read an image and what is known of each of its voxels.
 
     `unit` is what tracings are written in where they do not say; `voxel_size_um`
-    (z, y, x) is used where the image does not say its own.
+    (z, y, x) is used where the image does not say its own; `labels` is how voxels are
+    read, from their own values alone where it is `auto` (:func:`label_kinds` looks at
+    a folder).
 
     Raises
     ------
     DataError
         Where the annotation does not fit the image, is empty, ignores everything or
-        knows one class only.
+        knows one class only; where `labels` is `slices`, one class is enough.
     InputError
         Where a file cannot be read.
     """
@@ -186,14 +200,16 @@ def load_pair(
     if pair.kind == "tracing":
         tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
         ratio = 1.0 if size is None else 2 * size[0] / (size[1] + size[2])
-        labels = annotate(tracing, image, anisotropy=ratio, settings=settings)
+        known = annotate(tracing, image, anisotropy=ratio, settings=settings)
     else:
         values, _ = _whole(pair.annotation)
-        labels = labels_of(values, image.shape, pair.annotation)
-    require_both(labels, str(pair.annotation))
+        known = labels_of(values, image.shape, pair.annotation, labels)
+    # Of many slices, some hold background alone.
+    if pair.kind == "tracing" or labels != "slices":
+        require_both(known, str(pair.annotation))
     return AnnotatedVolume(
         image,
-        labels,
+        known,
         pair.name,
         group,
         isotropic=size is not None and max(size) < 1.05 * min(size),
@@ -229,42 +245,6 @@ def read_tracing(
             "says the voxel size: give it"
         )
     return tracing.to_voxels(size)
-
-
-def labels_of(
-    values: NDArray[Any], shape: tuple[int, ...], name: str | Path
-) -> NDArray[np.uint8]:
-    """What voxel annotations mean: 0 background, 1 neurite, 255 ignore.
-
-    A mask holds 0 and one other value, or 0, 1 and 255 (ignore). Labelled slices hold
-    0 to 4: not labelled, background, axon, artifact (background), edge (ignored).
-    """
-    if values.shape != shape:
-        order = sorted(values.shape) == sorted(shape)
-        hint = (
-            "its axes are probably in another order"
-            if order
-            else "they are not of one image"
-        )
-        raise DataError(
-            f"{name} has {_extent(values.shape)} voxels and its image "
-            f"{_extent(shape)}: {hint}"
-        )
-    present = [float(v) for v in np.unique(values)[:9]]
-    if present == [0]:
-        raise DataError(f"{name} is empty: no voxel of it is marked")
-    if set(present) == {0, 1, IGNORE}:
-        return values.astype(np.uint8)
-    if set(present) <= set(_SLICE_LABELS) and len(set(present) - {0}) > 1:
-        table = np.array([_SLICE_LABELS[v] for v in range(5)], np.uint8)
-        return table[values.astype(np.uint8)]
-    if len(present) <= 2 and (present[0] == 0 or len(present) == 1):
-        return np.where(values != 0, np.uint8(NEURITE), np.uint8(BACKGROUND))
-    shown = ", ".join(f"{v:g}" for v in present[:8])
-    raise DataError(
-        f"the values {shown}{' …' if len(present) > 8 else ''} of {name} have no known "
-        "meaning: a mask holds 0 and one other value, labelled slices 0 to 4"
-    )
 
 
 def require_both(labels: NDArray[np.uint8], name: str) -> None:
@@ -363,7 +343,3 @@ def _only_one(image: Path, images: Iterable[Path], tracings: list[Path]) -> list
         return []
     near = [t for t in tracings if t.parent == image.parent]
     return near if len(near) == 1 else []
-
-
-def _extent(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neurodeploy._errors import DataError
-from neurodeploy.data import AnnotatedVolume, find_pairs, load_pair, mark_skeleton
+from neurodeploy.data import (
+    AnnotatedVolume,
+    describe_kinds,
+    find_pairs,
+    label_kinds,
+    load_pair,
+    mark_skeleton,
+)
 from neurodeploy.training._settings import TrainSettings
 
 
@@ -31,6 +38,9 @@ def load_volumes(
     for name in settings.data:
         found = find_pairs(name)
         say(found.describe())
+        kinds = label_kinds(found, settings.labels)
+        if kinds:
+            say(describe_kinds(kinds))
         group = Path(name).name or "data"
         for pair in found.pairs:
             volumes.append(
@@ -39,6 +49,7 @@ def load_volumes(
                     unit=settings.unit,
                     voxel_size_um=settings.voxel_size_um,
                     group=group,
+                    labels=kinds.get(pair.annotation, "auto"),
                 )
             )
     if settings.loss.skeleton_recall:

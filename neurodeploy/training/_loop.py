@@ -239,6 +239,15 @@ def _portable(settings: TrainSettings) -> dict[str, Any]:
     return values
 
 
+def changed_settings(checkpoint: Checkpoint, settings: TrainSettings) -> list[str]:
+    """Settings that decide what is learned and are not those of a checkpoint."""
+    free = {"workers", "device", "data", "log_every", "save_every", "name"}
+    now, plain = _portable(settings), _portable(TrainSettings())
+    # A field that is younger than the checkpoint had its default then.
+    then = plain | checkpoint.training
+    return sorted(name for name in now if name not in free and then[name] != now[name])
+
+
 def _has_donor(settings: TrainSettings) -> bool:
     """Whether the encoder starts from 2D weights, by `init` alone."""
     return settings.init != "scratch" and not is_checkpoint(Path(settings.init))
@@ -381,13 +390,7 @@ def _restore(
 ) -> int:
     """Everything as it was after the checkpoint's last step."""
     checkpoint = read_checkpoint(folder)
-    now = _portable(settings)
-    free = {"workers", "device", "data", "log_every", "save_every", "name"}
-    changed = sorted(
-        name
-        for name in now
-        if name not in free and checkpoint.training.get(name) != now[name]
-    )
+    changed = changed_settings(checkpoint, settings)
     if changed:
         raise CheckpointError(
             f"{folder} was trained with another {', '.join(changed)}: resume with the "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from neurodeploy._errors import ConfigError
-from neurodeploy.data import Augmentation
+from neurodeploy.data import Augmentation, Labels
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.training._losses import LossSettings
 
@@ -47,6 +47,9 @@ class TrainSettings:
         with a donor's weights; 1 turns it off.
     unit, voxel_size_um
         Of tracings and images that do not say their own; z, y, x.
+    labels
+        How voxel annotations are read: as `mask`, as labelled `slices`, or by their
+        values, those of a folder together (`auto`).
     validation_share
         Share of the volumes, at least one where there are two, held out to choose the
         best checkpoint and its threshold; 0 turns validation off.
@@ -79,6 +82,7 @@ class TrainSettings:
     shares: dict[str, float] = field(default_factory=dict)
     unit: Literal["voxel", "um"] = "voxel"
     voxel_size_um: tuple[float, float, float] | None = None
+    labels: Labels = "auto"
     validation_share: float = 0.2
     validate_every: int = 500
     save_every: int = 250

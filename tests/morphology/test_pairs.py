@@ -9,8 +9,20 @@ import pytest
 import tifffile
 
 from neurodeploy._errors import DataError
-from neurodeploy.data import Pair, find_pairs, labels_of, load_pair, read_tracing
+from neurodeploy.data import (
+    AnnotatedVolume,
+    Labels,
+    Pair,
+    describe_kinds,
+    find_pairs,
+    label_kinds,
+    labels_of,
+    load_pair,
+    read_tracing,
+)
 from neurodeploy.simulate import SHOWCASE, SampleSettings, write_sample
+from neurodeploy.training import TrainSettings
+from neurodeploy.training._data import load_volumes
 from neurodeploy_runtime import Bundle, Segmenter, open_volume
 
 IMAGE = np.random.default_rng(0).integers(0, 99, (4, 6, 8)).astype(np.uint16)
@@ -153,6 +165,74 @@ def test_the_real_folder(shared_data: Path) -> None:
 def test_what_values_mean(values: list[int], expected: list[int]) -> None:
     array = np.array(values, np.uint8).reshape(1, 1, -1)
     np.testing.assert_array_equal(labels_of(array, array.shape, "m").ravel(), expected)
+
+
+def slices(*marks: int) -> np.ndarray:
+    """A volume of which one plane is labelled, with these values in turn."""
+    values = np.zeros(IMAGE.shape, np.uint8)
+    values[1] = np.resize(marks, IMAGE.shape[1:])
+    return values
+
+
+def objects(*marks: int) -> np.ndarray:
+    """A volume with a small object of each of these values."""
+    values = np.zeros(IMAGE.shape, np.uint8)
+    for at, mark in enumerate(marks):
+        values[1:3, 1:3, 2 * at] = mark
+    return values
+
+
+def read_folder(
+    folder: Path, labels: Labels, *annotations: np.ndarray
+) -> list[AnnotatedVolume]:
+    for number, values in enumerate(annotations):
+        volume(folder / "volumes" / f"volume-{number}.tif")
+        volume(folder / "labels" / f"label-{number}.tif", values)
+    settings = TrainSettings(data=(str(folder),), labels=labels)
+    return load_volumes(settings, lambda text: None)
+
+
+def test_a_slice_with_background_alone_is_read_as_the_slices_beside_it(
+    tmp_path: Path,
+) -> None:
+    other, alone = read_folder(tmp_path, "auto", slices(1, 2, 4), slices(1))
+    assert set(np.unique(other.labels)) == {0, 1, 255}
+    assert (alone.labels[1] == 0).all()
+    assert (np.delete(alone.labels, 1, axis=0) == 255).all()
+    said = describe_kinds(label_kinds(find_pairs(tmp_path)))
+    assert "labels: 2 read as labelled slices" in said
+
+
+@pytest.mark.parametrize(
+    ("annotations", "sentence"),
+    [
+        ([slices(1)], "label-0.tif holds 0, 1, and 1 of its 4 planes are 1 throughout"),
+        ([objects(1, 2)], "label-0.tif holds 0, 1, 2, .* numbered objects"),
+        ([objects(1, 2, 3, 7)], "label-0.tif holds 0, 1, 2, 3, 7, .* no known"),
+        ([slices(1, 2), objects(255), slices(1)], "label-2.tif fits both"),
+    ],
+)
+def test_voxels_that_could_mean_either_are_refused(
+    tmp_path: Path, annotations: list[np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=f"{sentence}.*--labels mask"):
+        read_folder(tmp_path, "auto", *annotations)
+
+
+def test_what_voxels_mean_can_be_said(tmp_path: Path) -> None:
+    many = objects(1, 2, 3, 7)
+    (mask,) = read_folder(tmp_path, "mask", many)
+    assert ((mask.labels == 1) == (many > 0)).all()
+    with pytest.raises(DataError, match="slices 0 to 4"):
+        read_folder(tmp_path, "slices", many)
+    (marked,) = read_folder(tmp_path, "slices", objects(1, 2))
+    assert (marked.labels == 1).sum() == 4
+    assert (marked.labels == 0).sum() == 4
+
+
+def test_masks_beside_each_other_stay_masks(tmp_path: Path) -> None:
+    found = read_folder(tmp_path, "auto", objects(1), objects(255), objects(1, 1))
+    assert [int((v.labels == 1).sum()) for v in found] == [4, 4, 8]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,18 @@ def test_resuming_with_other_settings_is_refused(tiny_settings, volumes):
         train(other, volumes, resume=True)
 
 
+def test_a_checkpoint_older_than_a_setting_is_resumed(tiny_settings, volumes):
+    train(dataclasses.replace(tiny_settings, steps=2), volumes)
+    path = Path(tiny_settings.out) / "last" / "checkpoint.json"
+    values = json.loads(path.read_text())
+    del values["training"]["labels"]
+    path.write_text(json.dumps(values))
+    same = dataclasses.replace(tiny_settings, steps=2)
+    assert train(same, volumes, resume=True).step == 2
+    with pytest.raises(CheckpointError, match="another labels"):
+        train(dataclasses.replace(same, labels="mask"), volumes, resume=True)
+
+
 def test_a_misspelt_field_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="lerning_rate: did you mean learning_rate"):
         TrainSettings.from_plain({"lerning_rate": 1.0})
