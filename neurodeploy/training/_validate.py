@@ -14,12 +14,15 @@ from neurodeploy.data import BACKGROUND, IGNORE, AnnotatedVolume
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.training._predict import predict
 
+#: A model's threshold is one of these, ends included.
+_THRESHOLDS = (0.01, 0.99)
+
 
 @dataclass(frozen=True)
 class Score:
     """Figures over the labelled voxels of some volumes, pooled.
 
-    `dice` is the best over all thresholds, reached at `threshold`.
+    `dice` is the best over all thresholds from 0.01 to 0.99, reached at `threshold`.
     """
 
     average_precision: float
@@ -37,11 +40,15 @@ def pooled_score(
         return None
     precision, recall, thresholds = precision_recall_curve(truth, probability)
     dice = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    best = int(np.argmax(dice[:-1]))
+    # What is found at the ends lies at or above them; past the last, nothing.
+    first, last = np.searchsorted(thresholds, _THRESHOLDS)
+    best = int(first + np.argmax(dice[first : last + 1]))
     return Score(
         average_precision=float(average_precision_score(truth, probability)),
         dice=float(dice[best]),
-        threshold=float(np.clip(thresholds[best], 0.01, 0.99)),
+        threshold=float(
+            np.clip(float(thresholds[min(best, len(thresholds) - 1)]), *_THRESHOLDS)
+        ),
     )
 
 

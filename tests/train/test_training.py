@@ -16,6 +16,7 @@ from neurodeploy.training import (
     LossSettings,
     TrainSettings,
     load_checkpoint,
+    pooled_score,
     read_checkpoint,
     read_log,
     segmentation_loss,
@@ -237,6 +238,27 @@ def test_skeleton_recall_rises_with_a_missed_centre_line():
     only = LossSettings(cross_entropy=0.0, dice=0.0, skeleton_recall=1.0)
     assert segmentation_loss(hit, labels, only) < 0.01
     assert segmentation_loss(-hit, labels, only) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.2, 0.8), (0.0001, 0.004), (0.995, 0.9999), (0.004, 0.995), (0.0, 1.0)],
+)
+def test_the_dice_of_a_score_is_that_at_its_threshold(low, high):
+    rng = np.random.default_rng(0)
+    truth = rng.random(500) < 0.3
+    probability = (low + (high - low) * rng.random(500)).astype(np.float32)
+    probability[truth] += np.float32(0.3 * (high - low)) * (1 - probability[truth])
+    score = pooled_score(probability, truth)
+    allowed = np.linspace(0.01, 0.99, 9801)
+
+    def dice(threshold):
+        found = probability >= threshold
+        return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+    assert 0.01 <= score.threshold <= 0.99
+    assert score.dice == pytest.approx(dice(score.threshold))
+    assert score.dice >= max(map(dice, allowed)) - 1e-9
 
 
 def test_validation_never_takes_every_volume(volumes):
