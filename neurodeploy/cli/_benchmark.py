@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +16,16 @@ from neurodeploy.cli._console import console
 from neurodeploy.cli._options import Roi, engine_options, engine_settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from neurodeploy_runtime import Box, Bundle, EngineSettings
     from neurodeploy_runtime.measure import Comparison, Trial
 
 #: Fewest and most tiles of a run: fewer say nothing, more take minutes.
 TILES = (8, 4096)
 
-#: Stages that are shown, in the order in which a voxel meets them.
-STAGES = ("read", "normalise", "infer", "blend", "quantise", "write", "finish")
+#: Engines whose stages stand side by side: as many as 80 columns hold.
+ABREAST = 4
 
 
 @click.command()
@@ -172,7 +175,7 @@ def _show_trials(trials: list[Trial]) -> None:
 
 
 def _show(found: Comparison) -> None:
-    from rich.table import Table
+    from neurodeploy_runtime.measure import STAGES
 
     out = console()
     z, y, x = found.shape
@@ -185,54 +188,97 @@ def _show(found: Comparison) -> None:
         )
         + f", copies {found.peaks.copy_bytes_per_s / 1e9:.1f} GB/s"
     )
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    for head in (
-        "",
-        "Mvoxel/s",
-        "least–most",
-        "busy",
-        "alone",
-        "of peak",
-        "GB",
-        "same",
-    ):
-        table.add_column(head, no_wrap=True)
-    for row in found.rows:
-        memory = (
-            "–" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e9:.2f}"
-        )
-        table.add_row(
-            _short(row.name),
-            f"{row.mvoxel_per_s:.3g}",
-            f"{row.spread[0]:.3g}–{row.spread[1]:.3g}",
-            f"{row.engine_busy:.0%}",
-            f"{row.over_tiles:.2f}",
-            "–" if row.peak_share is None else f"{row.peak_share:.0%}",
-            memory,
-            "–" if row.agreement is None else f"{row.agreement:.5f}",
-        )
-    out.print(table)
+    _print_rows(
+        out,
+        ("Mvoxel/s", "least–most", "busy", "alone", "GB", "GPU GB"),
+        [
+            (
+                _short(row.name),
+                f"{row.mvoxel_per_s:.3g}",
+                f"{row.spread[0]:.3g}–{row.spread[1]:.3g}",
+                f"{row.engine_busy:.0%}",
+                f"{row.over_tiles:.2f}",
+                _or_dash(row.peak_rss_bytes, lambda n: f"{n / 1e9:.2f}"),
+                _or_dash(row.device_bytes, lambda n: f"{n / 1e9:.2f}"),
+            )
+            for row in found.rows
+        ],
+    )
     out.print(
         "busy: share of the time in which the engine computes; alone: wall time over "
-        "that of the tiles in the engine alone; peak: share of this machine's matrix "
-        "product in that precision; same: labels that equal those of the first",
+        "that of the tiles in the engine alone; GB: peak of the process, and in use on "
+        "the GPU",
         style="dim",
     )
-    stages = Table(
-        title="seconds by stage; stages overlap", box=None, title_justify="left"
+    _print_rows(
+        out,
+        ("GFLOP/s", "of peak", "of copies", "same", "Dice"),
+        [
+            (
+                _short(row.name),
+                _or_dash(row.gflop_per_s, "{:.1f}".format),
+                _or_dash(row.peak_share, _share),
+                f"{row.moved_share:.1%}",
+                _or_dash(row.agreement, "{:.5f}".format),
+                _or_dash(row.dice, "{:.4f}".format),
+            )
+            for row in found.rows
+        ],
     )
-    stages.add_column("", no_wrap=True)
-    for stage in STAGES:
-        stages.add_column(stage)
-    for row in found.rows:
-        stages.add_row(
-            _short(row.name), *(f"{row.seconds.get(s, 0):.2f}" for s in STAGES)
+    out.print(
+        "peak: this machine's matrix product in that precision, on a CPU; copies: what "
+        "the stages around the network move, over what this machine copies; same: "
+        "labels that equal those of the first, Dice: of its foreground",
+        style="dim",
+    )
+    if any(row.peak_share is not None and row.peak_share > 1 for row in found.rows):
+        out.print(
+            "> 100 %: faster than the matrix product that was measured, so the peak "
+            "was underestimated: measure again when nothing else runs",
+            style="dim",
         )
-    out.print(stages)
+    shown = [s for s in STAGES if any(s in row.seconds for row in found.rows)]
+    out.print("seconds by stage; stages overlap")
+    for first in range(0, len(found.rows), ABREAST):
+        rows = found.rows[first : first + ABREAST]
+        _print_rows(
+            out,
+            [_short(row.name) for row in rows],
+            [
+                *((s, *(f"{r.seconds.get(s, 0):.2f}" for r in rows)) for s in shown),
+                ("end to end", *(f"{row.wall_s:.2f}" for row in rows)),
+            ],
+        )
+    out.print(
+        "read: with decoding; write: with encoding; infer: with the way to a GPU and "
+        "back where tiles do not stay there",
+        style="dim",
+    )
     for row in found.rows:
         out.print(f"{_short(row.name)} waits for {row.bottleneck}")
     for name, why in found.impossible.items():
         out.print(f"{_short(name)} cannot run here: {why}")
+
+
+def _print_rows(
+    out: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    for head in ("", *heads):
+        table.add_column(head, no_wrap=not head)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _or_dash(value: float | None, told: Callable[[float], str]) -> str:
+    return "–" if value is None else told(value)
+
+
+def _share(share: float) -> str:
+    return "> 100%" if share > 1 else f"{share:.0%}"
 
 
 def _short(name: str) -> str:
@@ -242,6 +288,8 @@ def _short(name: str) -> str:
 def _draw(found: Comparison, path: Path) -> None:
     """Mvoxel/s with their spread, and where the seconds go."""
     from matplotlib.figure import Figure
+
+    from neurodeploy_runtime.measure import STAGES
 
     names = [row.name for row in found.rows]
     figure = Figure(figsize=(9, 2 + 0.5 * len(names)), layout="constrained")
@@ -254,13 +302,14 @@ def _draw(found: Comparison, path: Path) -> None:
     rate.barh(names, values, xerr=errors, color="#4c72b0", capsize=3)
     rate.set_xlabel("unique Mvoxel/s, median, least to most")
     left = [0.0] * len(names)
-    for name in STAGES:
+    shown = [s for s in STAGES if any(s in row.seconds for row in found.rows)]
+    for name in shown:
         widths = [row.seconds.get(name, 0.0) for row in found.rows]
         stage.barh(names, widths, left=left, label=name)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     stage.set_xlabel("seconds by stage; stages overlap")
     stage.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(shown), fontsize="small")
     for axes in (rate, stage):
         axes.invert_yaxis()
     figure.savefig(path, dpi=120)

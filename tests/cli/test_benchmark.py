@@ -12,15 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurodeploy.cli import main
+from neurodeploy.cli._benchmark import _show
 from neurodeploy_runtime import Axis, Bundle, EngineSettings, TilePlan
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.measure import (
+    STAGES,
+    Comparison,
+    Measured,
     Peaks,
     agreement,
     candidates,
     compare_engines,
     middle,
 )
+from neurodeploy_runtime.measure._compare import bottleneck
 
 MakeBundle = Callable[..., Bundle]
 PEAKS = Peaks({"fp32 numpy": 1e9}, 1e9, 1)
@@ -40,6 +45,8 @@ def test_an_engine_is_measured_in_a_process_of_its_own_or_named_with_its_reason(
     assert row.tiles == 2 * 3 * 3
     assert row.mvoxel_per_s > 0
     assert row.over_tiles > 0
+    # From the file to the file: what comes before and after the stream is in it.
+    assert row.wall_s > row.seconds["look at the volume"] + row.seconds["finish"]
     assert {"read", "normalise", "infer", "blend", "write"} <= set(row.seconds)
     assert list(found.impossible) == ["onnxruntime bf16 on cpu"]
 
@@ -115,3 +122,67 @@ def test_the_middle_of_a_volume_needs_no_tile_for_a_corner_only(
     box = middle(plan, tiles)
     assert Box.whole(shape).contains(box)
     assert min(tiles, plan.tiles) <= plan.tiles_in(box) <= max(1, 2 * tiles)
+
+
+def measured(**changed: Any) -> Measured:
+    """A row of the table, every figure of it unlike any other."""
+    values: dict[str, Any] = {
+        "name": "openvino bf16 on cpu",
+        "engine": {"engine": "openvino", "device": "cpu", "precision": "bf16"},
+        "mvoxel_per_s": 1.23,
+        "spread": (1.11, 1.45),
+        "wall_s": 61.25,
+        "seconds": {stage: 10.0 + n for n, stage in enumerate(STAGES)},
+        "engine_busy": 0.87,
+        "tiles": 64,
+        "tile_s": 0.5,
+        "over_tiles": 1.07,
+        "peak_rss_bytes": 2_340_000_000,
+        "device_bytes": 5_670_000_000,
+        "gflop_per_s": 321.0,
+        "peak_share": 0.56,
+        "moved_share": 0.043,
+        "agreement": 0.99987,
+        "dice": 0.9876,
+        "bottleneck": "the network",
+    }
+    return Measured(**{**values, **changed})
+
+
+def shown(row: Measured, capsys: pytest.CaptureFixture[str]) -> str:
+    machine = {"cpu": "a CPU"}
+    _show(Comparison((8, 8, 8), 1.0, 1, (row,), {}, PEAKS, machine, {}))
+    return capsys.readouterr().out
+
+
+def test_the_tables_hold_every_figure_that_the_json_holds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(measured(), capsys)
+    for figure in ("1.23", "1.11–1.45", "87%", "1.07", "2.34", "5.67", "321", "56%",
+                   "4.3%", "0.99987", "0.9876", "61.25"):  # fmt: skip
+        assert figure in text, figure
+    for n, _ in enumerate(STAGES):
+        assert f"{10 + n}.00" in text
+    assert "…" not in text
+    assert "underestimated" not in text
+
+
+def test_a_share_above_the_peak_is_told_as_a_peak_that_was_underestimated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = shown(measured(peak_share=1.59), capsys)
+    assert "> 100%" in text
+    assert "159" not in text
+    assert "peak was underestimated" in " ".join(text.split())
+    assert "underestimated" in bottleneck({"infer": 1.0}, 0.9, 1.59)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "a stage of tomorrow"])
+def test_whichever_stage_takes_longest_is_the_bottleneck(stage: str) -> None:
+    seconds = dict.fromkeys(STAGES, 1.0) | {"wait for planes": 9.0, stage: 2.0}
+    told = bottleneck(seconds, 0.5, None)
+    others = [bottleneck({**seconds, stage: 0.5, s: 2.0}, 0.5, None) for s in STAGES]
+    assert told not in [o for s, o in zip(STAGES, others, strict=True) if s != stage]
+    assert told

@@ -1,6 +1,7 @@
 """What this machine can do, measured: peaks, forecasts, engines side by side."""
 
 from neurodeploy_runtime.measure._compare import (
+    STAGES,
     Candidate,
     Comparison,
     Measured,
@@ -15,6 +16,7 @@ from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
 from neurodeploy_runtime.measure._sweep import Trial, sweep
 
 __all__ = [
+    "STAGES",
     "Calibration",
     "Candidate",
     "Comparison",

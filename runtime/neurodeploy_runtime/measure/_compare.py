@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -72,7 +73,8 @@ class Measured:
     over_tiles
         Wall time over tiles run times `tile_s`: 1 where nothing but the network counts.
     gflop_per_s, peak_share
-        Achieved end to end; None where the bundle does not say what a tile costs.
+        Achieved end to end; None where the bundle does not say what a tile costs. A
+        share above 1 says that the peak was underestimated.
     moved_share
         Bytes that the stages around the network move, over what could be copied.
     agreement
@@ -314,7 +316,9 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
     ):
         engine = segmenter.engines[0]
         before = tile_seconds(engine)
+        start = time.perf_counter()
         report = segmenter.segment(source, request["output"], overwrite=True)
+        wall_s = time.perf_counter() - start
         after = tile_seconds(engine)
         described = engine.describe()
     if report is None:
@@ -323,10 +327,12 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
         "output": request["output"],
         "engine": described,
         "tile_s": statistics.median(before + after),
-        "wall_s": report.wall_s,
+        # The report's own time is that of the stream: to the user's file it is longer
+        # by what is done before and after.
+        "wall_s": wall_s,
         "voxels": report.voxels,
         "seconds": report.seconds,
-        "engine_busy": report.engine_busy,
+        "engine_busy": report.engine_busy * report.wall_s / wall_s,
         "tiles": report.tiles_run,
         "peak_rss_bytes": report.peak_rss_bytes,
         "device_bytes": _gpu_bytes(described["device"]),
@@ -335,8 +341,6 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
 
 def tile_seconds(engine: Any, calls: int = 5) -> list[float]:
     """Seconds for each tile in the engine alone, after a call that does not count."""
-    import time
-
     arrays = engine.arrays()
     voxels = arrays.keep(
         np.random.default_rng(0).random(engine.input_shape, np.float32)
@@ -427,24 +431,47 @@ def moved_bytes(plan: TilePlan, tiles: int, region: Box, itemsize: int) -> int:
     return tiles * per_tile + region.voxels * (2 * itemsize + 4 + 2)
 
 
+#: What each stage but the network is, and what makes it faster; in the order in which
+#: a voxel meets them. Reading includes decoding, and writing encoding.
+CURES = {
+    "look at the volume": "looking at the volume for its normalisation: rewrite the "
+    "volume with `neurodeploy ingest`, or use a faster disk",
+    "scratch": "decoding into a scratch file: a larger --memory, or rewrite the volume "
+    "with `neurodeploy ingest`",
+    "read": "reading: rewrite the volume with `neurodeploy ingest`, or use a faster "
+    "disk",
+    "picture": "adding up the picture of the input: several workers (--worker)",
+    "normalise": "normalising: several workers (--worker)",
+    "blend": "blending: a smaller --overlap, or several workers (--worker)",
+    "quantise": "turning probabilities into labels: several workers (--worker)",
+    "write": "writing: use a faster disk, or OME-Zarr output, which leaves empty units "
+    "out",
+    "finish": "finishing the output: use a faster disk, or TIFF output, which has no "
+    "coarser levels",
+}
+
+#: Every stage that is shown, the network's between normalising and blending.
+STAGES = (*list(CURES)[:5], "infer", *list(CURES)[5:])
+
+
 def bottleneck(seconds: dict[str, float], busy: float, peak_share: float | None) -> str:
     """One sentence: what the run waited for, and what to do.
+
+    Every stage counts but those in which a thread waits for another one.
 
     >>> bottleneck({"infer": 1.0, "read": 8.0, "blend": 0.5}, 0.12, None)
     'reading: rewrite the volume with `neurodeploy ingest`, or use a faster disk'
     """
-    stages = {
-        "read": "reading: rewrite the volume with `neurodeploy ingest`, or use a "
-        "faster disk",
-        "write": "writing: use a faster disk, or OME-Zarr output, which leaves empty "
-        "units out",
-        "blend": "blending: a smaller --overlap, or several workers (--worker)",
-        "normalise": "normalising: several workers (--worker)",
-    }
-    slowest = max((*stages, "infer"), key=lambda stage: seconds.get(stage, 0.0))
+    work = {k: s for k, s in seconds.items() if not k.startswith("wait ")}
+    slowest = max(work, key=lambda stage: work[stage], default="infer")
     if slowest != "infer":
-        return stages[slowest]
+        return CURES.get(slowest, f"{slowest}: several workers (--worker)")
     text = f"the network, {busy:.0%} of the time"
+    if peak_share is not None and peak_share > 1:
+        return (
+            f"{text}, faster than the matrix product that was measured: the peak of "
+            "this machine was underestimated, measure again when nothing else runs"
+        )
     if peak_share is not None and peak_share > 0.6:
         return (
             f"{text} at {peak_share:.0%} of what this machine multiplies: only a "
