@@ -1,6 +1,7 @@
 """`neurodeploy benchmark`, and the comparison of engines that it shows."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,20 @@ from hypothesis import strategies as st
 
 from neurodeploy.cli import main
 from neurodeploy.cli._benchmark import _show
-from neurodeploy_runtime import Axis, Bundle, EngineSettings, TilePlan
+from neurodeploy_runtime import Axis, Bundle, EngineSettings, Segmenter, TilePlan
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.measure import (
     STAGES,
     Comparison,
     Measured,
     Peaks,
+    _peaks,
     agreement,
     candidates,
     compare_engines,
     middle,
 )
-from neurodeploy_runtime.measure._compare import bottleneck
+from neurodeploy_runtime.measure._compare import bottleneck, measure_one
 
 MakeBundle = Callable[..., Bundle]
 PEAKS = Peaks({"fp32 numpy": 1e9}, 1e9, 1)
@@ -45,10 +47,63 @@ def test_an_engine_is_measured_in_a_process_of_its_own_or_named_with_its_reason(
     assert row.tiles == 2 * 3 * 3
     assert row.mvoxel_per_s > 0
     assert row.over_tiles > 0
-    # From the file to the file: what comes before and after the stream is in it.
-    assert row.wall_s > row.seconds["look at the volume"] + row.seconds["finish"]
     assert {"read", "normalise", "infer", "blend", "write"} <= set(row.seconds)
     assert list(found.impossible) == ["onnxruntime bf16 on cpu"]
+
+
+def test_the_time_of_a_run_is_that_from_file_to_file(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, np.arange(8 * 16 * 16, dtype=np.uint16).reshape(8, 16, 16))
+    segment = Segmenter.segment
+
+    def and_finish(*asked: Any, **more: Any) -> Any:
+        report = segment(*asked, **more)
+        time.sleep(0.3)  # as finishing a large output does, after the stream
+        return report
+
+    monkeypatch.setattr(Segmenter, "segment", and_finish)
+    found = measure_one(
+        {
+            "bundle": str(make_identity_bundle(tile=(8, 16, 16)).path),
+            "input": str(path),
+            "engine": {"engine": "onnxruntime", "device": "cpu"},
+            "roi": None,
+            "output": str(tmp_path / "out.tif"),
+        }
+    )
+    assert found["wall_s"] >= 0.3
+    assert found["engine_busy"] <= 1 - 0.3 / found["wall_s"]
+
+
+def test_the_peak_is_the_best_of_all_sizes_and_of_products_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def make(a: Any, b: Any) -> Callable[[], object]:
+        tried.append(len(a))
+        return lambda: None
+
+    rates = {4: 10.0, 8: 40.0, 16: 20.0, 1024: 1.0}
+    monkeypatch.setattr(
+        _peaks,
+        "_best",
+        lambda work, seconds: 2 * _peaks.CHAIN * tried[-1] ** 3 / rates[tried[-1]],
+    )
+    assert _peaks._fastest(make, (4, 8, 16), 1e6) == 40.0
+    # At 40 FLOP/s the last would take years.
+    assert _peaks._fastest(make, (4, 8, 16, 1024), 1e3) == 40.0
+    assert 1024 not in tried
+
+
+def test_the_products_that_are_timed_are_those_of_the_matrices() -> None:
+    pytest.importorskip("openvino")
+    a, b = (np.random.default_rng(n).random((8, 8), np.float32) for n in range(2))
+    found: Any = _peaks._openvino_products(a, b / 4, "fp32")()
+    expected = a @ np.linalg.matrix_power(b / 4, _peaks.CHAIN)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
 def test_the_command_prints_what_was_measured_as_json(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,10 +15,20 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime.engines._cores import usable_cores
 
-#: Edge of the square matrices: 17 GFLOP a product, 16 MiB each, beyond L2.
-EDGE = 2048
+#: Edges of the square matrices: from what a cache holds to what amortises every start.
+EDGES = (512, 1024, 2048, 4096)
+#: Products in a row, each of the answer before: values then stay in the precision in
+#: which they are multiplied, as they do in a network, and only the ends are converted.
+CHAIN = 4
+#: Tries that take so many times the seconds asked for are not begun; the rate that says
+#: so is that of a smaller size, and low.
+PATIENCE = 2
 #: Bytes of each of the two arrays that are copied: beyond any cache.
 COPY_BYTES = 2**28
+
+
+#: Of two square matrices, products to be timed.
+Make = Callable[[NDArray[np.float32], NDArray[np.float32]], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -52,25 +63,54 @@ class Peaks:
 
 
 def measure_peaks(
-    seconds: float = 1.0, *, edge: int = EDGE, copy_bytes: int = COPY_BYTES
+    seconds: float = 1.0,
+    *,
+    edges: Sequence[int] = EDGES,
+    copy_bytes: int = COPY_BYTES,
 ) -> Peaks:
-    """Multiply and copy for about `seconds` each.
+    """Multiply and copy for about `seconds` each; the best of all sizes counts.
 
-    >>> peaks = measure_peaks(0.01, edge=64, copy_bytes=4096)
+    A size of which one try would take `PATIENCE` times that is left out.
+
+    >>> peaks = measure_peaks(0.01, edges=(32, 64), copy_bytes=4096)
     >>> "fp32 numpy" in peaks.matmul_flop_per_s and peaks.best("fp32") > 0
     True
     """
-    rng = np.random.default_rng(0)
-    a, b = (rng.random((edge, edge), np.float32) for _ in range(2))
-    out = np.empty_like(a)
-    flop = 2.0 * edge**3
-    rates = {"fp32 numpy": flop / _best(lambda: np.matmul(a, b, out=out), seconds)}
+    kinds = {"fp32 numpy": _numpy_products}
     if find_spec("openvino") is not None:
-        for precision in ("fp32", "bf16"):
-            product = _openvino_product(a, b, precision)
-            rates[f"{precision} openvino"] = flop / _best(product, seconds)
+        kinds["fp32 openvino"] = partial(_openvino_products, precision="fp32")
+        kinds["bf16 openvino"] = partial(_openvino_products, precision="bf16")
+    rates = {name: _fastest(make, edges, seconds) for name, make in kinds.items()}
     cores = usable_cores()
     return Peaks(rates, _copy_rate(seconds, cores, copy_bytes), cores)
+
+
+def _fastest(make: Make, edges: Sequence[int], seconds: float) -> float:
+    """FLOP per second of the size that suits this machine best."""
+    rng = np.random.default_rng(0)
+    best = 0.0
+    for edge in edges:
+        flop = 2.0 * CHAIN * edge**3
+        if best and flop / best > PATIENCE * seconds:
+            break
+        # Scaled so that products in a row neither grow nor vanish.
+        a = rng.random((edge, edge), np.float32)
+        b = rng.random((edge, edge), np.float32) * np.float32(2 / edge)
+        best = max(best, flop / _best(make(a, b), seconds / len(edges)))
+    return best
+
+
+def _numpy_products(
+    a: NDArray[np.float32], b: NDArray[np.float32]
+) -> Callable[[], object]:
+    answers = np.empty_like(a), np.empty_like(a)
+
+    def products() -> None:
+        left = a
+        for n in range(CHAIN):
+            left = np.matmul(left, b, out=answers[n % 2])
+
+    return products
 
 
 def _best(work: Callable[[], object], seconds: float) -> float:
@@ -86,14 +126,16 @@ def _best(work: Callable[[], object], seconds: float) -> float:
             return best
 
 
-def _openvino_product(
+def _openvino_products(
     a: NDArray[np.float32], b: NDArray[np.float32], precision: str
 ) -> Callable[[], object]:
     import openvino
     from openvino import opset13
 
     left = opset13.parameter(list(a.shape), np.float32)
-    product = opset13.matmul(left, opset13.constant(b), False, False)
+    product = left
+    for _ in range(CHAIN):
+        product = opset13.matmul(product, opset13.constant(b), False, False)
     compiled = openvino.Core().compile_model(
         openvino.Model([product], [left], "product"),
         "CPU",
