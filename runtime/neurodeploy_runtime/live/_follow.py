@@ -300,22 +300,27 @@ class _FollowRun:
         """Push what is whole, until the stack is complete."""
         try:
             z = 0
-            declared_ahead = growing.declared is not None and (
-                growing.there < growing.declared
-            )
+            ended = False
+            # An array that had its depth before its planes is complete with the last;
+            # one that is made longer may be made longer still.
+            ahead = growing.declared is not None and growing.there < growing.declared
+            final = growing.declared if ahead else None
             while not self._stop.is_set():
                 if z < self._usable(growing):
                     z = self._push(growing, live, image, z)
                     continue
-                if self._is_complete(growing, z, declared_ahead):
+                if ended or self._is_complete(growing, z, final):
                     break
+                # A push may have taken longer than the timeout: what came meanwhile
+                # is news that nobody has looked at.
+                growing.look()
+                if z < self._usable(growing):
+                    continue
                 if growing.quiet_s > self._settings.timeout_s:
                     growing.end()
-                    if z >= self._usable(growing):
-                        break
+                    ended = True
                     continue
                 self._pause()
-                growing.look()
             if growing.declared is not None and z < growing.declared:
                 self._warnings.append(
                     f"the stack ended after {z} of {growing.declared} planes: nothing "
@@ -334,12 +339,10 @@ class _FollowRun:
         wanted = self._settings.planes
         return growing.whole if wanted is None else min(growing.whole, wanted)
 
-    def _is_complete(self, growing: Growing, z: int, declared_ahead: bool) -> bool:
+    def _is_complete(self, growing: Growing, z: int, final: int | None) -> bool:
         if self._settings.planes is not None:
             return z >= self._settings.planes
-        # An array that had its depth before its planes is complete with the last; one
-        # that is made longer may be made longer still.
-        return declared_ahead and z == growing.declared
+        return final is not None and z == final == growing.declared
 
     def _push(
         self, growing: Growing, live: LiveSegmenter, image: GrowingProjections, z: int

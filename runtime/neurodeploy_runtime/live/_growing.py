@@ -239,8 +239,11 @@ class GrowingZarr(Growing):
         if begun is None:
             return
         self.there = min((begun + 1) * self._z_chunk, self.declared or 0)
-        fresh = False
+        before = self.whole
+        settled_so_far = True
         for layer, (files, every) in layers.items():
+            if layer > begun:
+                break
             later = layer < begun
             whole = len(files) == every
             # Chunks of zeros may not be stored at all; but one that is written out
@@ -248,12 +251,12 @@ class GrowingZarr(Growing):
             patience = 1 if whole else ABSENT
             settled = self._settled(str(layer), (files, later), patience)
             last = layer + 1 == self._layers and whole
-            if not settled or not (later or last):
-                break
-            self.whole = min((layer + 1) * self._z_chunk, self.declared or 0)
-            self._changes.pop(str(layer))
-            fresh = True
-        if fresh:
+            # The clock of every layer runs, behind one that is not settled too.
+            settled_so_far &= settled and (later or last)
+            if settled_so_far:
+                self.whole = min((layer + 1) * self._z_chunk, self.declared or 0)
+                self._changes.pop(str(layer))
+        if self.whole > before:
             # What was looked at before may have been kept, as empty.
             self._open()
 

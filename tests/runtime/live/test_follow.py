@@ -23,6 +23,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime._provenance import read_provenance
 from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
+from neurodeploy_runtime.live._growing import GrowingZarr
 from neurodeploy_runtime.volumes import ReadOptions
 
 ts = pytest.importorskip("tensorstore")
@@ -301,3 +302,74 @@ def test_it_can_be_stopped(bundle, tmp_path):
             cancel=cancel,
         )
     assert not (tmp_path / "out.tif").exists()
+
+
+def test_layers_that_were_written_together_settle_together(tmp_path):
+    """And not one after the other, each after a time of its own."""
+    array = zarr_of(tmp_path / "acquired.zarr", 12, [1, 20, 24])
+    growing = GrowingZarr(tmp_path / "acquired.zarr", 0.05, ReadOptions())
+    array[:12].write(stack_of(12)).result()
+    growing.look()
+    assert growing.whole == 0
+    time.sleep(0.06)
+    growing.look()
+    assert growing.whole == 12
+
+
+class Held(NumpyEngine):
+    """Computes nothing until it is let go."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle)
+        self.reached, self.gate = threading.Event(), threading.Event()
+
+    def infer(self, batch, out):
+        self.reached.set()
+        assert self.gate.wait(30.0)
+        super().infer(batch, out)
+
+
+def test_what_came_while_a_push_waited_for_the_engine_is_news(bundle, tmp_path):
+    stack = stack_of(40)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 40, [4, 20, 24])
+    array[:32].write(stack[:32]).result()
+    engine = Held(bundle)
+
+    def write():
+        assert engine.reached.wait(30.0)
+        time.sleep(0.5)
+        array[32:36].write(stack[32:36]).result()
+        engine.gate.set()
+        time.sleep(0.3)
+        array[36:].write(stack[36:]).result()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    live = LiveSettings(normalisation=UNIT, ring_planes=10)
+    asked = FollowSettings(live=live, timeout_s=0.4, settle_s=0.02, poll_s=0.01)
+    report = follow(path, output, bundle, asked, engines=[engine])
+    writer.join()
+    assert report.warnings == []
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_an_array_that_is_made_longer_ahead_of_its_planes_is_followed(bundle, tmp_path):
+    stack = stack_of(24)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 8, [4, 20, 24])
+    array[:4].write(stack[:4]).result()
+
+    def write():
+        longer = array
+        time.sleep(0.1)
+        for depth in (16, 24):
+            longer = longer.resize(exclusive_max=[depth, *SHAPE]).result()
+            longer[depth - 12 : depth].write(stack[depth - 12 : depth]).result()
+            time.sleep(0.3)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    followed(bundle, path, output, settle_s=0.02)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
