@@ -171,7 +171,7 @@ class PlaneRing:
                 if gap is None:
                     break
                 z = gap[0]
-            if z <= self._released:
+            if z <= self._released or not len(self._buffer):
                 return None
             (view,) = self._views(self._place(z - 1), self._place(z))
             return z - 1, view[0, ::step, ::step].copy()
@@ -182,6 +182,11 @@ class PlaneRing:
             self._released = self._arrived = self._skipped = 0
             self._gaps.clear()
             self._end, self._error, self._closed = None, None, False
+
+    def let_go(self) -> None:
+        """Give back the memory; what was counted stays, and nothing more is brought."""
+        with self._lock:
+            self._buffer = self._buffer[:0].copy()
 
     def release(self, plane: int) -> None:
         """Planes before `plane` are needed no more."""

@@ -228,6 +228,11 @@ class RegionStream:
             channel.fail(error)
         self._finished.set()
 
+    def let_go(self) -> None:
+        """Forget the buffers, after :meth:`run`; what was counted stays."""
+        self._free = self._ready = self._done = Channel(1)
+        del self._arrays, self._blend
+
     def run(self, *cancel: threading.Event | None) -> None:
         """Segment the region; returns when the last plane was emitted.
 

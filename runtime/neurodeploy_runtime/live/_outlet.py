@@ -10,6 +10,9 @@ from contextlib import suppress
 from neurodeploy_runtime._errors import StreamError
 from neurodeploy_runtime.live._values import LivePlane
 
+#: How long a reader waits before it lets signals through.
+TICK_S = 0.2
+
 
 class Outlet:
     """A bounded queue that loses nothing; beside it futures, and the latest plane.
@@ -22,17 +25,13 @@ class Outlet:
     def __init__(self, planes: int) -> None:
         self.planes = planes
         self._lock = threading.Condition()
-        self.reset()
-
-    def reset(self) -> None:
-        """Empty, for another stack."""
-        with self._lock:
-            self._queue: deque[LivePlane] = deque()
-            self._futures: dict[int, Future[LivePlane]] = {}
-            self._next = 0
-            self._ended = False
-            self._error: BaseException | None = None
-            self._latest: LivePlane | None = None
+        self._queue: deque[LivePlane] = deque()
+        self._futures: dict[int, Future[LivePlane]] = {}
+        self._next = 0
+        self._queued = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        self._latest: LivePlane | None = None
 
     @property
     def waiting(self) -> int:
@@ -45,6 +44,12 @@ class Outlet:
         """Planes before this one are finished."""
         with self._lock:
             return self._next
+
+    @property
+    def queued(self) -> int:
+        """The last plane that went into the queue lies before this one."""
+        with self._lock:
+            return self._queued
 
     def put(self, plane: LivePlane) -> None:
         """Wait for room and add; raises the error that ended the stream."""
@@ -60,6 +65,7 @@ class Outlet:
                 if self._error is not None:
                     raise self._error
                 self._queue.append(plane)
+                self._queued = plane.z + 1
             self._next = plane.z + 1
             self._lock.notify_all()
         if future is not None:
@@ -69,9 +75,12 @@ class Outlet:
     def get(self) -> LivePlane | None:
         """The next plane; None after the last."""
         with self._lock:
-            self._lock.wait_for(
-                lambda: bool(self._queue) or self._ended or self._error is not None
-            )
+            # On Windows, Ctrl-C gets through between two waits only.
+            while not self._lock.wait_for(
+                lambda: bool(self._queue) or self._ended or self._error is not None,
+                TICK_S,
+            ):
+                pass
             if self._queue:
                 plane = self._queue.popleft()
                 self._lock.notify_all()

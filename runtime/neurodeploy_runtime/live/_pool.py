@@ -37,6 +37,10 @@ class PlanePool:
         weakref.finalize(flat, self._free.append, memory).atexit = False
         return flat.reshape(self._shape)
 
+    def let_go(self) -> None:
+        """Give back what is not lent; a plane that still is would keep all of it."""
+        self._free.clear()
+
     def _fresh(self) -> memoryview:
         flat = np.empty(self._shape[0] * self._shape[1], np.uint8)
         flat.fill(0)

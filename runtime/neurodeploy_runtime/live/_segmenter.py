@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from itertools import islice
 from math import prod
 from types import TracebackType
 from typing import Any, Self
@@ -178,7 +179,6 @@ class LiveSegmenter:
         except BaseException:
             self._close_engines()
             raise
-        self._outlet = Outlet(self.outlet_planes)
         self._pushing = threading.Lock()
         #: The thread that holds it.
         self._bringing: int | None = None
@@ -239,7 +239,9 @@ class LiveSegmenter:
 
         For acquisition software that writes into memory it is given: a push without
         its copy. Leaving the ``with`` block brings the plane, an exception in it does
-        not; the array is not to be written after that. Other pushes wait meanwhile::
+        not; the array is not to be written after that. Where it did not, say `z` with
+        the next plane, which takes this one's index otherwise. Other pushes, and
+        `finish`, wait meanwhile, for as long as they may::
 
             with live.slot() as voxels:
                 if voxels is not None:
@@ -261,17 +263,53 @@ class LiveSegmenter:
             self._check_open()
             self._intake.take(1)
 
+    @property
+    def ready_planes(self) -> int:
+        """The most planes for which :meth:`ready_for` can be True again and again.
+
+        The ring keeps, until the next ones come, planes that a tile still needs.
+        """
+        return self.ring_planes - (self._axis.layer_planes - 1)
+
     def ready_for(self, planes: int) -> bool:
-        """Whether so many planes can be pushed now without waiting; never waits."""
-        return self.state == "streaming" and self._ring.room >= planes
+        """Whether so many planes can be pushed now without waiting; never waits.
+
+        Raises
+        ------
+        SettingsError
+            It would stay False for ever: more than `ready_planes`, or more than there
+            is room for beside the first planes, from which the normalisation is learnt.
+        """
+        if planes > self.ready_planes:
+            raise SettingsError(
+                f"a ring of {self.ring_planes} planes, of which tiles keep up to "
+                f"{self._axis.layer_planes - 1}, never has room for {planes}: ask for "
+                f"{self.ready_planes} at most, or use a larger ring"
+            )
+        if self.state != "streaming":
+            return False
+        room = self._ring.room
+        if planes > room and self._learns_from(held := self.ring_planes - room):
+            raise SettingsError(
+                f"a ring of {self.ring_planes} planes has no room for {planes} beside "
+                f"{held} of the {self.settings.learn_planes} from which the "
+                f"normalisation is learnt: ask for {room} at most, or use a larger ring"
+            )
+        return room >= planes
 
     def finish(self) -> None:
         """Say that the stack is complete; returns at once.
 
         What is still to come is finished; :meth:`flush` waits for it, and the iterator
         ends after it. May be called twice.
+
+        Raises
+        ------
+        StreamError
+            Another thread has been bringing a plane for `timeout_s` of the settings;
+            nothing was ended.
         """
-        with self._alone():
+        with self._alone(self.settings.timeout_s, StreamError):
             if self._closed:
                 raise StreamError("the live segmenter is closed: open another")
             self._raise_error()
@@ -296,7 +334,8 @@ class LiveSegmenter:
         passed = self._outlet.wait_passed(due, timeout_s)
         if passed and self._delivery is not None:
             left = max(0.0, deadline - time.monotonic())
-            passed = self._delivery.wait(due, left)
+            # The last ones may have gone to futures, and are not delivered.
+            passed = self._delivery.wait(min(due, self._outlet.queued), left)
         self._raise_error()
         if passed and self._finishing:
             # The state says done as soon as whoever waited for it goes on.
@@ -304,8 +343,11 @@ class LiveSegmenter:
         if passed:
             return
         waiting = self._outlet.waiting
+        left_over = due - self._outlet.passed
         text = (
-            f"{due - self._outlet.passed} planes were not finished in {timeout_s:g} s"
+            f"{left_over} planes were not finished in {timeout_s:g} s"
+            if left_over > 0
+            else f"on_plane had not taken all finished planes after {timeout_s:g} s"
         )
         if waiting >= self.outlet_planes:
             text = (
@@ -356,7 +398,7 @@ class LiveSegmenter:
             projection = self._projection
             if projection is None:
                 projection = GrowingProjections(
-                    self.plane_shape, np.dtype(np.uint8), longest
+                    self.plane_shape, np.dtype(np.uint8), longest, sides=False
                 )
                 self._projection = projection
         return projection.along_z()
@@ -438,7 +480,8 @@ class LiveSegmenter:
         Raises
         ------
         StreamError
-            The stack before is not done yet.
+            The stack before is not done yet, or finished planes of it wait for their
+            reader.
         """
         state = self.state
         if state not in ("done", "failed"):
@@ -446,9 +489,13 @@ class LiveSegmenter:
         self._worker.join(CLOSE_S)
         if self._delivery is not None and not self._delivery.join(CLOSE_S):
             raise StreamError(f"on_plane has not returned for {CLOSE_S:g} s")
-        with self._alone():
+        if state == "done" and (waiting := self._outlet.waiting):
+            raise StreamError(
+                f"{waiting} finished planes of this stack wait for their reader: read "
+                "planes() to its end first"
+            )
+        with self._alone(self.settings.timeout_s, StreamError):
             self._ring.reset()
-            self._outlet.reset()
             self._begin()
 
     def close(self) -> None:
@@ -477,6 +524,11 @@ class LiveSegmenter:
                 f"{' and '.join(left)} has not come back for {CLOSE_S:g} s: the engine "
                 "is not given back"
             )
+        # Whoever asks for the status of a closed one does not keep its buffers.
+        self._ring.let_go()
+        self._stream.let_go()
+        self._pool.let_go()
+        del self._buffers
         self._close_engines()
 
     def __enter__(self) -> Self:
@@ -497,6 +549,8 @@ class LiveSegmenter:
         self._finishing = False
         self._is_done = False
         self._projection = None
+        # One for every stack: whoever still reads the one before stays with it.
+        self._outlet = Outlet(self.outlet_planes)
         self._tally = Tally()
         self._intake = Intake(
             self._ring, self._axis, self.settings, self._tally, self._overrun
@@ -553,20 +607,22 @@ class LiveSegmenter:
             raise self._error.with_traceback(None)
 
     @contextmanager
-    def _alone(self, wait_s: float = -1) -> Iterator[None]:
-        """One thread brings planes, or ends them; -1 of a time waits for ever.
+    def _alone(
+        self, wait_s: float, busy: type[StreamError] = OverrunError
+    ) -> Iterator[None]:
+        """One thread brings planes, or ends them.
 
         Raises
         ------
-        OverrunError
-            Another thread has been bringing planes for so long.
+        StreamError
+            Of the kind `busy`: another thread has been bringing planes for so long.
         """
         if self._bringing == threading.get_ident():
             raise StreamError(
                 "this thread is bringing a plane: leave the block of slot() first"
             )
         if not self._pushing.acquire(timeout=wait_s):
-            raise OverrunError(
+            raise busy(
                 f"another thread has been pushing for {wait_s:g} s: push from one "
                 "thread, or wait longer"
             )
@@ -611,25 +667,40 @@ class LiveSegmenter:
         arrived = self._ring.arrived
         if self._finishing:
             return arrived
-        if self._normalisation is None and arrived < self.settings.learn_planes:
+        if self._learns_from(self.ring_planes - self._ring.room):
             return 0
         axis = self._axis
         behind = arrived - axis.window - max(axis.margin, 1)
         return max(0, (behind // axis.stride + 1) * axis.stride)
 
+    def _learns_from(self, held: int) -> bool:
+        """Whether so many planes in the ring are too few to learn from."""
+        return self._normalisation is None and held < self.settings.learn_planes
+
     # -- within: called by the stream ------------------------------------------
 
     def _learn(self) -> Normalisation | None:
-        """From the first planes, which stay in the ring and are segmented, too."""
-        arrived, _ = self._ring.wait(self.settings.learn_planes)
+        """From the first planes that came, which stay and are segmented, too."""
+        wanted = need = self.settings.learn_planes
+        while True:
+            arrived, ended = self._ring.wait(need)
+            held = self.ring_planes - self._ring.room
+            if held >= wanted or ended:
+                break
+            # Some of these never came.
+            need = arrived + wanted - held
         if arrived == 0:
             return None
+        kind = self.bundle.spec.normalisation
+        if held == 0:
+            # No tile can be run; every plane is told to be lost.
+            return Normalisation(kind, 0.0, 1.0)
         histogram = Histogram(self.dtype)
-        for z in range(min(arrived, self.settings.learn_planes)):
-            if z >= self._ring.released and self._ring.whole(z, z + 1):
-                for view in self._ring.views(z, z + 1):
-                    histogram.add(view)
-        self._normalisation = histogram.freeze(self.bundle.spec.normalisation)
+        came = (z for z in range(arrived) if self._ring.whole(z, z + 1))
+        for z in islice(came, wanted):
+            for view in self._ring.views(z, z + 1):
+                histogram.add(view)
+        self._normalisation = histogram.freeze(kind)
         return self._normalisation
 
     def _finish_plane(self, z: int, blend: BlendRing) -> None:

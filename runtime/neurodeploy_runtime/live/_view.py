@@ -191,8 +191,9 @@ class LiveView:
     def _now(self) -> LiveSegmenter | None:
         """What is being segmented; its maximum is kept from the first call on."""
         live = self._live()
-        if live is not None and live is not self._shown:
-            live.preview_projection(LONGEST)
+        if live is not self._shown:
+            if live is not None:
+                live.preview_projection(LONGEST)
             self._shown, self._highest = live, None
         return live
 

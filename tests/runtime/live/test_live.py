@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from neurodeploy_runtime import (
     EngineError,
+    Histogram,
     InputError,
     MemoryCapError,
     Normalisation,
@@ -606,3 +607,170 @@ def test_memory_is_flat_over_a_long_run(bundle):
             tracemalloc.stop()
     # 500 planes are 1.2 MB of pixels, and as many come out.
     assert grown < 200_000
+
+
+def test_room_that_never_comes_is_refused_and_not_waited_for(bundle):
+    stack = stack_of(60)
+    with opened(bundle, stack, ring_planes=20) as live:
+        # Tiles of 8 keep up to 8 planes until the next comes.
+        assert live.ready_planes == 12
+        for z in range(0, 60, 12):
+            deadline = time.monotonic() + WAIT_S
+            while not live.ready_for(12):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            live.push(stack[z : z + 12], timeout_s=0)
+        with pytest.raises(SettingsError, match="never has room for 13: ask for 12"):
+            live.ready_for(13)
+
+
+def test_room_beside_the_planes_that_are_learnt_from_is_not_waited_for(bundle):
+    stack = stack_of(16)
+    learning = {"normalisation": None, "ring_planes": 16, "learn_planes": 16}
+    with opened(bundle, stack, **learning) as live:
+        assert live.ready_for(5)
+        live.push(stack[:15])
+        assert live.ready_for(1)
+        with pytest.raises(SettingsError, match="no room for 5 beside 15 of the 16"):
+            live.ready_for(5)
+
+
+@pytest.mark.parametrize("first", [3, 12, 40])
+def test_it_is_learnt_from_planes_that_came(make_identity_bundle, first):
+    made = make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
+    stack = stack_of(60, dtype=np.uint16)
+    with opened(made, stack, normalisation=None, learn_planes=10) as live:
+        for z in range(first, 60):
+            live.push(stack[z], z=z, timeout_s=WAIT_S)
+            if z == first + 8:
+                assert live.status.normalisation is None
+        live.finish()
+        planes = list(live.planes())
+        learnt = live.status.normalisation
+    histogram = Histogram(np.uint16)
+    histogram.add(stack[first : first + 10])
+    assert learnt == histogram.freeze("background-asinh")
+    assert [p.z for p in planes] == list(range(60))
+    assert not any(p.valid for p in planes[:first])
+    assert planes[-1].valid
+
+
+def test_a_stack_of_which_no_plane_came_is_told_plane_by_plane(bundle):
+    stack = stack_of(9)
+    with opened(bundle, stack, normalisation=None) as live:
+
+        def fail_in_a_slot():
+            with live.slot(7):
+                raise OSError("the camera is gone")
+
+        with pytest.raises(OSError, match="gone"):
+            fail_in_a_slot()
+        live.finish()
+        planes = list(live.planes())
+        live.flush(WAIT_S)
+        assert live.state == "done"
+    assert [(p.z, p.valid) for p in planes] == [(z, False) for z in range(7)]
+
+
+def test_planes_that_nobody_has_read_are_not_thrown_away(bundle):
+    stack = stack_of(9)
+    with opened(bundle, stack) as live:
+        live.push(stack)
+        live.finish()
+        live.flush(WAIT_S)
+        reader = live.planes()
+        assert next(reader).z == 0
+        with pytest.raises(StreamError, match="8 finished planes of this stack wait"):
+            live.again()
+        assert [p.z for p in reader] == list(range(1, 9))
+        live.again()
+
+
+def test_a_reader_stays_with_its_stack(bundle):
+    stack = stack_of(9)
+    with opened(bundle, stack) as live:
+        live.push(stack)
+        live.finish()
+        reader = live.planes()
+        read = [next(reader).z for _ in stack]
+        live.flush(WAIT_S)
+        live.again()
+        live.push(stack)
+        live.finish()
+        live.flush(WAIT_S)
+        assert next(reader, None) is None
+        assert read == [p.z for p in live.planes()]
+
+
+def test_ending_does_not_wait_for_ever_for_another_thread(bundle):
+    stack = stack_of(9)
+    said: list[BaseException] = []
+    with opened(bundle, stack, timeout_s=0.05) as live:
+
+        def finish():
+            try:
+                live.finish()
+            except StreamError as error:
+                said.append(error)
+
+        with live.slot() as voxels:
+            voxels[:] = stack[0]
+            other = threading.Thread(target=finish)
+            other.start()
+            other.join(WAIT_S)
+            assert not other.is_alive()
+        assert "another thread has been pushing for 0.05 s" in str(said[0])
+        live.finish()
+        assert len(list(live.planes())) == 1
+
+
+def test_a_flush_does_not_wait_for_the_delivery_of_a_future(bundle):
+    stack = stack_of(9)
+    seen: list[int] = []
+    with opened(bundle, stack, on_plane=lambda p: seen.append(p.z)) as live:
+        futures = [live.future(z) for z in (7, 8)]
+        live.push(stack)
+        live.finish()
+        live.flush(WAIT_S)
+        assert [f.result(WAIT_S).z for f in futures] == [7, 8]
+    assert seen == list(range(7))
+
+
+def test_a_slow_callback_is_named_where_a_flush_waits_for_it(bundle):
+    stack = stack_of(9)
+    go = threading.Event()
+    with opened(bundle, stack, on_plane=lambda p: go.wait(WAIT_S)) as live:
+        live.push(stack)
+        live.finish()
+        with pytest.raises(StreamError, match="on_plane had not taken all"):
+            live.flush(0.3)
+        go.set()
+
+
+def test_a_closed_one_keeps_no_buffers_and_still_says_how_it_stood(bundle):
+    stack = stack_of(9, 200, 200)
+    gc.collect()
+    # What is left to the collector of cycles is not given back for a long time.
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with opened(bundle, stack, outlet_planes=8) as live:
+            live.push(stack)
+            held = tracemalloc.get_traced_memory()[0] - before
+            live.finish()
+            assert len(list(live.planes())) == 9
+            live.flush(WAIT_S)
+        left = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        gc.enable()
+        tracemalloc.stop()
+    assert held > live.buffer_bytes
+    assert left < 200_000
+    assert (live.status.state, live.status.done, live.tiles_run > 0) == (
+        "closed",
+        9,
+        True,
+    )
+    assert live.preview_image() is None
+    live.fail(EngineError("said too late"))

@@ -135,3 +135,23 @@ def test_layers_show_the_latest_plane_and_segmentation(live):
     live.flush(30)
     layers.update()
     np.testing.assert_array_equal(layers.labels.data, stack[8] // 255)
+
+
+def test_what_is_looked_at_does_not_grow_with_the_stack(live):
+    live.preview_projection()
+    kept = live._projection
+    for _ in range(20):
+        live.push(np.zeros((40, 60), np.uint8), timeout_s=30)
+    live.finish()
+    live.flush(30)
+    assert kept.planes == 20
+    assert kept._along_y == kept._along_x == []
+
+
+def test_a_page_lets_go_of_what_is_not_segmented_any_more(live):
+    shown = [live]
+    with LiveView(lambda: shown[0] if shown else None) as view:
+        assert view._shown is live
+        shown.clear()
+        assert view.picture() == b""
+        assert view._shown is None
