@@ -487,6 +487,8 @@ class LiveSegmenter:
         if state not in ("done", "failed"):
             raise StreamError(f"a {state} stack cannot be followed by another one")
         self._worker.join(CLOSE_S)
+        if self._worker.is_alive():
+            raise StreamError(f"a tile has not come back for {CLOSE_S:g} s")
         if self._delivery is not None and not self._delivery.join(CLOSE_S):
             raise StreamError(f"on_plane has not returned for {CLOSE_S:g} s")
         if state == "done" and (waiting := self._outlet.waiting):

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from neurodeploy_runtime._channel import Channel
-from neurodeploy_runtime._errors import CancelledError
+from neurodeploy_runtime._errors import (
+    CancelledError,
+    EngineError,
+    NeurodeployError,
+    StreamError,
+)
 from neurodeploy_runtime.live import LiveSegmenter, LiveStatus
 from neurodeploy_runtime.live._writer import PlaneWriter
 
+#: Refused frames of a stack that are told one by one.
+KEPT_REFUSALS = 16
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Stack:
     """One z-stack of an acquisition: where in it, and what file it becomes."""
 
@@ -30,7 +41,7 @@ class StackResult:
 
     `frames` came from the camera, of `planes` that were announced; `invalid` planes
     (start, stop) of the file hold zeros that mean nothing. `error` says why there is
-    no file.
+    no file. `refused` says why frames that came were not taken: the first 16.
     """
 
     index: Mapping[str, int]
@@ -40,21 +51,30 @@ class StackResult:
     invalid: tuple[tuple[int, int], ...]
     status: LiveStatus | None
     error: str | None = None
+    refused: tuple[str, ...] = ()
 
 
 class Lane:
-    """Takes one stack at a time; is free again when its file is complete."""
+    """Takes one stack at a time; is free again when that has its file, or has failed.
+
+    `done` is told of every stack's end: with its result, with its error, and whether
+    the lane can take another one, which it cannot once the engine has failed.
+    """
 
     def __init__(
         self,
         live: LiveSegmenter,
         provenance: Callable[[Stack], dict[str, Any]],
-        done: Callable[[Lane, StackResult, BaseException | None], None],
+        done: Callable[[Lane, Stack, StackResult, BaseException | None, bool], None],
         *,
         overwrite: bool,
     ) -> None:
         self.live = live
-        self.frames = 0
+        self._frames = 0
+        self._refused: list[str] = []
+        #: Who brings a frame, or ends a stack, holds it.
+        self._entry = threading.Lock()
+        self._stack: Stack | None = None
         self._provenance = provenance
         self._done = done
         self._overwrite = overwrite
@@ -63,9 +83,38 @@ class Lane:
         self._thread.start()
 
     def begin(self, stack: Stack) -> None:
-        """Begin a stack; planes may be pushed to `live` at once."""
-        self.frames = 0
+        """Begin a stack; frames may be pushed at once."""
+        with self._entry:
+            self._frames = 0
+            self._refused = []
+            self._stack = stack
         self._stacks.put(stack)
+
+    def push(self, stack: Stack, frame: NDArray[Any], z: int) -> None:
+        """Bring a frame of a stack; one that is refused, or finds no room, is a gap.
+
+        Frames of a stack that has come to its end, or failed, are passed over.
+        """
+        with self._entry:
+            if self._stack is not stack:
+                return
+            try:
+                self.live.push(frame, z=z)
+            except NeurodeployError as error:
+                # What ends the stream is told by the thread that writes.
+                if self.live.state == "streaming" and (
+                    len(self._refused) < KEPT_REFUSALS
+                ):
+                    self._refused.append(f"frame {z}: {error}")
+            else:
+                self._frames += 1
+
+    def finish(self, stack: Stack) -> None:
+        """No more frames of this stack come; a later one's are not ended."""
+        # A stream that has failed says so here, too: the thread that writes tells it.
+        with self._entry, suppress(NeurodeployError):
+            if self._stack is stack:
+                self.live.finish()
 
     def close(self) -> None:
         """Stop; a file that is not complete is removed."""
@@ -89,26 +138,32 @@ class Lane:
                 error = caught
                 # Whoever pushes hears of it, and the ring does not fill.
                 self.live.fail(caught)
+            with self._entry:
+                self._stack = None
             result = StackResult(
                 stack.index,
                 stack.path,
                 stack.planes,
-                self.frames,
+                self._frames,
                 invalid,
                 self.live.status,
                 None if error is None else f"{type(error).__name__}: {error}",
+                tuple(self._refused),
             )
-            closed = False
-            if error is None:
-                try:
-                    self.live.flush()
-                    self.live.again()
-                except CancelledError:
-                    # Closed behind the last plane: the stack itself is whole.
-                    closed = True
-            self._done(self, result, error)
-            if error is not None or closed:
+            free = not isinstance(error, EngineError) and self._again(error is None)
+            self._done(self, stack, result, error, free)
+            if not free:
                 return
+
+    def _again(self, whole: bool) -> bool:
+        """Begin another stack; False where that is not possible, or it was closed."""
+        try:
+            if whole:
+                self.live.flush()
+            self.live.again()
+        except (CancelledError, StreamError):
+            return False
+        return True
 
     def _write(self, stack: Stack) -> tuple[tuple[int, int], ...]:
         live = self.live
@@ -135,7 +190,7 @@ class Lane:
                     and status.normalisation.to_json(),
                     "gaps": [str(gap) for gap in status.gaps],
                     "invalid_planes": invalid,
-                    "frames": self.frames,
+                    "frames": self._frames,
                 }
             )
         return tuple(invalid)

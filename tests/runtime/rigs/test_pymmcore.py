@@ -22,10 +22,12 @@ from neurodeploy_runtime import (  # noqa: E402
     EngineError,
     Normalisation,
     NumpyEngine,
+    OutputError,
     OverrunError,
     Segmenter,
     SegmentSettings,
     SettingsError,
+    StreamError,
     open_volume,
 )
 from neurodeploy_runtime.live import LiveSettings  # noqa: E402
@@ -256,9 +258,11 @@ def test_a_stack_that_finds_no_room_is_reported(bundle, make_core, tmp_path):
     options["when_full"] = "fail"
     with made(bundle, tmp_path / "b.ome.zarr", held, **options) as live:
         core.run_mda(sequence, output=live, block=True)
+        held.gate.set()
         with pytest.raises(OverrunError, match="found no room"):
             live.wait(WAIT_S)
-        held.gate.set()
+        # The stacks before it are whole.
+        assert [r.error is None for r in live.results].count(True) == 2
 
 
 def test_an_acquisition_without_stacks_is_refused_by_name(bundle, make_core, tmp_path):
@@ -266,4 +270,87 @@ def test_an_acquisition_without_stacks_is_refused_by_name(bundle, make_core, tmp
         sequence = useq.MDASequence(time_plan={"interval": 0.0, "loops": 2})
         make_core().run_mda(sequence, output=live, block=True)
         with pytest.raises(SettingsError, match="no z axis"):
+            live.wait(WAIT_S)
+
+
+def test_what_one_stack_fails_of_does_not_end_the_others(bundle, make_core, tmp_path):
+    core = make_core()
+    (tmp_path / "run.p1.ome.zarr").mkdir()
+    positions = [{"z": float(z)} for z in range(4)]
+    sequence = z_stack(9, stage_positions=positions)
+    with made(bundle, tmp_path / "run.ome.zarr") as live:
+        core.run_mda(sequence, output=live, block=True)
+        with pytest.raises(OutputError, match="already there"):
+            live.wait(WAIT_S)
+        results = {r.index["p"]: r for r in live.results}
+    assert [results[p].error is None for p in range(4)] == [True, False, True, True]
+    assert "already there" in results[1].error
+    for p in (0, 2, 3):
+        expected = expected_of(bundle, range(9 * p, 9 * p + 9))
+        np.testing.assert_array_equal(voxels_of(results[p].path), expected)
+
+
+def test_a_frame_that_is_refused_is_a_gap_and_told(bundle, tmp_path):
+    """As from a camera whose region of interest is changed for one frame."""
+    sequence = z_stack(20)
+    said = {"image_infos": [{"plane_shape": SHAPE, "dtype": "uint16"}]}
+    path = tmp_path / "run.ome.zarr"
+    with made(bundle, path) as live:
+        live.sequenceStarted(sequence, said)
+        for n, event in enumerate(sequence):
+            live.frameReady(frame(n)[:, : 10 if n == 15 else None], event)
+        live.sequenceFinished(sequence)
+        (result,) = live.wait(WAIT_S)
+    assert (result.frames, result.error) == (19, None)
+    assert [str(gap) for gap in result.status.gaps] == ["plane 15 missing"]
+    assert "frame 15: a plane of shape (40, 10) does not belong" in result.refused[0]
+    expected = expected_of(bundle, range(20))
+    np.testing.assert_array_equal(voxels_of(path)[:12], expected[:12])
+
+
+def test_an_acquisition_that_runs_beside_is_waited_for(bundle, make_core, tmp_path):
+    path = tmp_path / "run.ome.zarr"
+    with made(bundle, path) as live:
+        with pytest.raises(StreamError, match="no acquisition has begun in 0"):
+            live.wait(0)
+        thread = make_core().run_mda(z_stack(20), output=live, block=False)
+        (result,) = live.wait(WAIT_S)
+        thread.join()
+    assert result.error is None
+    np.testing.assert_array_equal(voxels_of(path), expected_of(bundle, range(20)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stacks_that_never_began_are_told(bundle, make_core, tmp_path):
+    core = make_core(broken=range(9, 40))
+    positions = [{"z": float(z)} for z in range(3)]
+    with made(bundle, tmp_path / "run.ome.zarr") as live:
+        core.run_mda(z_stack(9, stage_positions=positions), output=live, block=True)
+        results = {r.index["p"]: r for r in live.wait(WAIT_S)}
+    assert results[0].error is None
+    for p in (1, 2):
+        assert "no frame of it came" in results[p].error
+        assert (results[p].frames, results[p].invalid) == (0, ((0, 9),))
+        assert not results[p].path.exists()
+
+
+def test_a_channel_without_a_stack_is_passed_over(bundle, make_core, tmp_path):
+    core = make_core()
+    for name in ("488", "561"):
+        core.defineConfig("Channel", name)
+    channels = [{"config": "488"}, {"config": "561", "do_stack": False}]
+    with made(bundle, tmp_path / "run.ome.zarr") as live:
+        sequence = z_stack(9, axis_order="pcz", channels=channels)
+        core.run_mda(sequence, output=live, block=True)
+        (result,) = live.wait(WAIT_S)
+    assert (result.index, result.frames) == ({"c": 0}, 9)
+
+
+def test_positions_with_a_grid_of_their_own_are_refused(bundle, make_core, tmp_path):
+    grid = useq.MDASequence(grid_plan={"rows": 1, "columns": 2})
+    said = {"image_infos": [{"plane_shape": SHAPE, "dtype": "uint16"}]}
+    with made(bundle, tmp_path / "run.ome.zarr") as live:
+        positions = [{"x": 0.0, "y": 0.0, "sequence": grid}]
+        live.sequenceStarted(z_stack(3, stage_positions=positions), said)
+        with pytest.raises(SettingsError, match="position 0 has a sequence of its own"):
             live.wait(WAIT_S)
