@@ -32,6 +32,12 @@ def ring_of(plan: TilePlan, region: Box, dtype: np.dtype[Any]) -> PlaneRing:
     return PlaneRing(ring_depth(plan, region), (y1 - y0, x1 - x0), dtype, first)
 
 
+def planes_at_once(plan: TilePlan, region: Box, dtype: np.dtype[Any]) -> int:
+    """How many planes of a region are read together, at most."""
+    (y0, y1), (x0, x1) = plan.layer(region).reads
+    return max(1, READ_BYTES // ((y1 - y0) * (x1 - x0) * dtype.itemsize))
+
+
 class PlaneReader:
     """Reads what a region needs, in plane order, each plane once."""
 
@@ -54,6 +60,7 @@ class PlaneReader:
         z0, z1 = plan.planes_read(region.start[0], region.stop[0])
         self.start_plane, self._stop_plane = z0, z1
         self._spans = plan.layer(region).reads
+        self._most = planes_at_once(plan, region, source.dtype)
         self._thread = threading.Thread(target=self._run, name="read", daemon=True)
 
     def start(self) -> None:
@@ -76,11 +83,9 @@ class PlaneReader:
 
     def _read_all(self) -> None:
         (y0, y1), (x0, x1) = self._spans
-        plane_bytes = (y1 - y0) * (x1 - x0) * self._source.dtype.itemsize
-        most = max(1, READ_BYTES // plane_bytes)
         z = self.start_plane
         while z < self._stop_plane:
-            views = self._ring.room_views(min(most, self._stop_plane - z))
+            views = self._ring.room_views(min(self._most, self._stop_plane - z))
             for view in views:
                 box = Box((z, y0, x0), (z + len(view), y1, x1))
                 with self._clock.stage("read"):

@@ -10,6 +10,7 @@ from neurodeploy_runtime._errors import MemoryCapError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._memory import Footprint, MemoryPlan, choose_regions
 from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._reader import planes_at_once
 from neurodeploy_runtime._rss import current_rss
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime._stream import arrays_of
@@ -84,6 +85,37 @@ class RunMemory:
             return self._regions()
 
     def _regions(self) -> MemoryPlan:
+        """By the chunks that one read decodes; by fewer at a time where those are much.
+
+        What threads work in is charged for every chunk that is decoded at once.
+        """
+        most = chunks = self._source.decode_at_once(self._chunks_of_a_read())
+        while True:
+            try:
+                memory = self._regions_for_now()
+            except MemoryCapError:
+                if chunks == 1:
+                    raise
+                chunks = self._source.decode_at_once(chunks // 2)
+                continue
+            if chunks < most:
+                self.notes.append(
+                    f"at most {chunks} of the input's chunks are decoded at a time, "
+                    f"not {most}, so that the memory cap holds"
+                )
+            return memory
+
+    def _chunks_of_a_read(self) -> int:
+        planes = planes_at_once(self._plan, self._roi, self._source.dtype)
+        depth, *sizes = self._source.chunk
+        # Planes that do not begin where a chunk does touch one more.
+        chunks = -(-min(planes, self._source.shape[0]) // depth) + (depth > 1)
+        spans = self._plan.layer(self._roi).reads
+        for (start, stop), size in zip(spans, sizes, strict=True):
+            chunks *= -(-stop // size) - start // size
+        return chunks
+
+    def _regions_for_now(self) -> MemoryPlan:
         footprint = self._footprint()
         memory = choose_regions(self._plan, self._roi, footprint, self._cap_bytes)
         depth = self._source.shape[0]

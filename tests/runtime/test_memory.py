@@ -30,6 +30,9 @@ from neurodeploy_runtime import (
     open_volume,
 )
 from neurodeploy_runtime._memory import Footprint, MemoryPlan, choose_regions
+from neurodeploy_runtime._rss import current_rss
+from neurodeploy_runtime._run_memory import RunMemory
+from neurodeploy_runtime.volumes import Source
 
 MakeBundle = Callable[..., Bundle]
 WANTED = SegmentSettings(
@@ -179,6 +182,57 @@ def test_peak_memory_stays_under_the_cap_and_does_not_grow_with_depth(
     assert planned <= 250_000_000
     assert deep <= 250_000_000
     assert deep < shallow * 1.05
+
+
+@pytest.fixture
+def large_planes(tmp_path: Path) -> Path:
+    """Planes of 8 MB that are compressed as a whole."""
+    path = tmp_path / "planes.tif"
+    volume = np.broadcast_to(np.zeros((2000, 4000), np.uint8), (9, 2000, 4000))
+    tifffile.imwrite(
+        path, volume, compression="packbits", rowsperstrip=2000, metadata=None
+    )
+    return path
+
+
+def _planned(source: Source, bundle: Bundle, cap: int) -> RunMemory:
+    plan = TilePlan.of(bundle.spec, source.shape, WANTED.overlap)
+    memory = RunMemory(
+        plan,
+        Box((0, 0, 0), (9, 100, 100)),
+        source,
+        [NumpyEngine(bundle)],
+        WANTED,
+        grain=(9, 50, 50),
+        outputs=1,
+        cap_bytes=cap,
+    )
+    memory.choose()
+    return memory
+
+
+def test_what_threads_decode_into_is_charged_for_those_that_do(
+    make_identity_bundle: MakeBundle,
+    large_planes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = make_identity_bundle()
+    with open_volume(large_planes, threads=8, cache_bytes=0) as source:
+        everyone = source.memory_bytes
+        assert everyone == 8 * 3 * 8_000_000
+        # As of large planes: one is read at a time.
+        with monkeypatch.context() as patch:
+            patch.setattr("neurodeploy_runtime._reader.READ_BYTES", 12_000)
+            assert _planned(source, bundle, 2**40).notes == []
+        assert source.memory_bytes == everyone / 8
+        # A small region of many planes is read by all threads; not where these would
+        # take more than there is.
+        assert _planned(source, bundle, 2**40).notes == []
+        assert source.memory_bytes == everyone
+        cap = current_rss() + 48_000_000 + everyone * 3 // 4
+        (note,) = _planned(source, bundle, cap).notes
+        assert "chunks are decoded at a time, not 8" in note
+        assert source.memory_bytes <= everyone / 2
 
 
 def test_a_volume_that_cannot_fit_the_cap_writes_nothing(

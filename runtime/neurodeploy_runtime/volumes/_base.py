@@ -153,6 +153,14 @@ class Source(ABC):
         """
         return
 
+    def decode_at_once(self, chunks: int) -> int:
+        """Decode at most so many chunks at a time from now on; returns how many.
+
+        Never more than its threads. `memory_bytes` then holds for that many. Does
+        nothing for a source of which it cannot be chosen, and returns 1.
+        """
+        return 1
+
     def describe(self) -> dict[str, Any]:
         """As plain values for a report."""
         return {

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -194,6 +195,8 @@ class ChunkTableSource(Source):
         self._cache = ChunkCache(options.cache_bytes)
         self._workers = Workers(options.threads, "neurodeploy-read")
         self._threads = options.threads
+        self._at_once = options.threads
+        self._gate: AbstractContextManager[object] = nullcontext()
         self.keep(options.cache_bytes)
 
     @property
@@ -204,11 +207,22 @@ class ChunkTableSource(Source):
     def keep(self, cache_bytes: int) -> None:
         """See `Source.keep`."""
         self._cache.resize(cache_bytes)
+        self._plan_memory()
+
+    def decode_at_once(self, chunks: int) -> int:
+        """See `Source.decode_at_once`."""
+        self._at_once = max(1, min(chunks, self._threads))
+        few = self._at_once < self._threads
+        self._gate = threading.BoundedSemaphore(self._at_once) if few else nullcontext()
+        self._plan_memory()
+        return self._at_once
+
+    def _plan_memory(self) -> None:
         chunk_bytes = prod(self.chunk) * self.dtype.itemsize
         everything = prod(self._table.grid) * chunk_bytes
         # A chunk as stored, decoded, and once more where a predictor is undone.
-        working = 3 * self._threads * chunk_bytes
-        self.memory_bytes = min(cache_bytes, everything) + working
+        working = 3 * self._at_once * chunk_bytes
+        self.memory_bytes = min(self._cache.limit_bytes, everything) + working
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """See `Source.read`."""
@@ -220,6 +234,7 @@ class ChunkTableSource(Source):
             for a, b, c in zip(box.start, box.stop, self.chunk, strict=True)
         )
         places = itertools.product(slabs, rows, columns)
+        gate = self._gate
 
         def copy(place: Shape) -> None:
             chunk_box = self._table.box(place)
@@ -228,7 +243,8 @@ class ChunkTableSource(Source):
             target = common.shift(_minus(box.start)).slices
             if self._table.size[place] == 0:
                 out[target] = self._table.fill
-            else:
+                return
+            with gate:  # until it is copied: so long the chunk is held
                 out[target] = self._cache.get(place, self._load)[part]
 
         self._workers.each(copy, places)

@@ -1,6 +1,7 @@
 """Reading from many threads is exact, and decodes nothing twice."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,6 +143,32 @@ def test_a_chunk_that_failed_is_tried_again():
         cache.get((0, 0, 0), fail)
     chunk = cache.get((0, 0, 0), lambda place: np.ones((1, 1, 1), np.uint8))
     assert chunk[0, 0, 0] == 1
+
+
+def test_no_more_chunks_are_held_at_a_time_than_was_asked_for(zlib_stack):
+    most = now = 0
+    lock = threading.Lock()
+    with open_volume(zlib_stack, threads=4, cache_bytes=0) as volume:
+        load = volume._load
+
+        def watched(place):
+            nonlocal most, now
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.002)
+            chunk = load(place)
+            with lock:
+                now -= 1
+            return chunk
+
+        volume._load = watched
+        for asked, found in ((2, 2), (9, 4), (0, 1)):
+            most = 0
+            assert volume.decode_at_once(asked) == found
+            assert volume.memory_bytes == 3 * found * PLANE_BYTES
+            volume.read(Box((0, 0, 0), (24, ROWS, COLUMNS)))
+            assert 1 <= most <= found
 
 
 def test_a_workers_exception_is_raised_where_the_work_was_asked_for():
