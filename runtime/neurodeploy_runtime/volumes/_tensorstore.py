@@ -71,6 +71,8 @@ class _Store:
             self.local = Path(address.removeprefix("file://"))
         self.context = _context(options.cache_bytes, options.threads)
         self._read_json: dict[str, Any] = {}
+        #: What the server said where it let nobody read; None where it never did.
+        self.denied: str | None = None
 
     def kvstore(self, key: str = "") -> Any:
         """The specification of a folder in the store, for TensorStore."""
@@ -92,9 +94,12 @@ class _Store:
             kvstore = ts.KvStore.open(self.kvstore(folder), context=self.context)
             answer = kvstore.result().read(name).result()
         except (ValueError, OSError) as error:
-            raise InputError(
-                f"{self.where} cannot be read: {_sentence(error)}"
-            ) from error
+            said = _sentence(error)
+            if self.local is None and said.startswith("PERMISSION_DENIED"):
+                # S3 says so of a missing key to who may not list the bucket.
+                self.denied = said
+                return None
+            raise InputError(f"{self.where} cannot be read: {said}") from error
         if answer.state != "value":
             return None
         try:
@@ -163,6 +168,11 @@ def _find(store: _Store, options: ReadOptions) -> _Found:
         return _n5(store, key, attributes, options, where)
     if store.json(f"{prefix}.zgroup") is not None:
         raise _no_image(store, where)
+    if store.denied is not None:
+        raise InputError(
+            f"{where} cannot be read: the server says {store.denied}, as it may of "
+            "what is not there; look at the address, and at who may read it"
+        )
     if options.dataset:
         raise InputError(f"{store.where} has no array {key!r}" + _listed(store))
     raise InputError(

@@ -302,6 +302,8 @@ def test_a_precomputed_volume_begins_at_its_own_origin(tmp_path, sharded):
 class RangeHandler(SimpleHTTPRequestHandler):
     """As a web server of data does it: byte ranges, and no log."""
 
+    absent = 404
+
     def log_message(self, format, *args):
         pass
 
@@ -312,7 +314,7 @@ class RangeHandler(SimpleHTTPRequestHandler):
             with open(path, "rb") as file:  # noqa: PTH123
                 data = file.read()
         except OSError:
-            self.send_error(404)
+            self.send_error(self.absent)
             return
         if asked:
             first, _, last = asked.removeprefix("bytes=").partition("-")
@@ -350,6 +352,30 @@ def test_a_store_on_a_web_server_is_read_as_one_on_the_disk(tmp_path, server):
         assert source.fingerprint() == source.fingerprint()
     with pytest.raises(InputError, match="neither Zarr, N5 nor precomputed"):
         open_volume(f"{server}/b.zarr")
+
+
+@pytest.mark.parametrize("kind", ["zarr3", "zarr2", "n5", "precomputed"])
+def test_a_server_that_denies_what_is_absent_is_read(
+    tmp_path, server, monkeypatch, kind
+):
+    """As S3 does to who may not list a bucket."""
+    monkeypatch.setattr(RangeHandler, "absent", 403)
+    voxels = volume((4, 8, 16))
+    path = tmp_path / "a"
+    if kind == "zarr3":
+        ome_zarr(path, voxels)
+    elif kind == "zarr2":
+        zarr2(path, voxels, (4, 8, 8))
+    elif kind == "n5":
+        n5(path, voxels)
+    else:
+        with create_sink(path, kind, voxels.shape, "uint16", UM) as sink:
+            for unit in sink.units():
+                sink.write(unit, voxels[unit.slices])
+    with open_volume(f"{server}/a") as source:
+        assert np.array_equal(read_all(source), voxels)
+    with pytest.raises(InputError, match=r"PERMISSION_DENIED.*who may read it"):
+        open_volume(f"{server}/b")
 
 
 def test_a_file_address_is_a_local_store(tmp_path):
