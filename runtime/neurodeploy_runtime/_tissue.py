@@ -13,6 +13,8 @@ from neurodeploy_runtime.volumes import Source
 
 #: A mask is held in memory; one of a whole brain is drawn at low resolution.
 MAX_VOXELS = 1_000_000_000
+#: It is read in pieces of about this many bytes, for it may be stored as floats.
+READ_BYTES = 64_000_000
 
 
 class TissueMask:
@@ -49,7 +51,12 @@ class TissueMask:
                 f"the tissue mask {path} is {source.shape} and the volume {volume}: a "
                 "mask is the volume scaled down, by one factor on y and x"
             )
-        return cls(source.read(Box.whole(source.shape)) != 0, volume)
+        mask = np.empty(source.shape, np.bool_)
+        deep = source.chunk[0]
+        step = max(1, READ_BYTES // (y * x * source.dtype.itemsize) // deep) * deep
+        for box in Box.whole(source.shape).grid((step, y, x)):
+            np.not_equal(source.read(box), 0, out=mask[box.slices])
+        return cls(mask, volume)
 
     def meets(self, box: Box) -> bool:
         """Whether any voxel of a box of the volume is tissue."""
