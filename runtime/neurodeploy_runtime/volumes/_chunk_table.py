@@ -53,6 +53,9 @@ class ChunkTable:
     fill: float = 0
     #: No codec of this format makes its output larger than its input by more.
     max_ratio: float = 1.0
+    #: Bytes that are decoded for a chunk where those are more than its voxels: those of
+    #: other channels among them.
+    decoded_bytes: int = 0
 
     @property
     def grid(self) -> Shape:
@@ -221,7 +224,7 @@ class ChunkTableSource(Source):
         chunk_bytes = prod(self.chunk) * self.dtype.itemsize
         everything = prod(self._table.grid) * chunk_bytes
         # A chunk as stored, decoded, and once more where a predictor is undone.
-        working = 3 * self._at_once * chunk_bytes
+        working = 3 * self._at_once * max(chunk_bytes, self._table.decoded_bytes)
         self.memory_bytes = min(self._cache.limit_bytes, everything) + working
 
     def read(self, box: Box, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -330,7 +330,10 @@ def _table(
         if len(content) != chunk_bytes:
             raise ValueError(f"it gives {len(content)} bytes in place of {chunk_bytes}")
         voxels = np.frombuffer(content, stored).reshape(cell)[inside]
-        native: NDArray[Any] = voxels.transpose(order).astype(found.dtype, copy=False)
+        # A view would keep the other channels of a chunk in memory with it.
+        native: NDArray[Any] = voxels.transpose(order).astype(
+            found.dtype, copy=prod(cell) > prod(chunk)
+        )
         return native
 
     fill = 0 if data.fillvalue is None else float(data.fillvalue)
@@ -348,6 +351,7 @@ def _table(
         name=lambda place: f"chunk {place[0]}, {place[1]}, {place[2]}",
         fill=fill,
         max_ratio=prod(CODECS[code].max_ratio for code in codes if code in CODECS),
+        decoded_bytes=chunk_bytes,
     )
 
 

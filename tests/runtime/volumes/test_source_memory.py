@@ -57,3 +57,28 @@ def test_reading_stays_under_the_memory_it_says(name, threads, tmp_path):
         assert peak <= volume.memory_bytes + slack
         if volume.compressed:
             assert kept <= cache_bytes + slack
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_channels_that_share_a_chunk_are_counted_and_not_kept(compression, tmp_path):
+    voxels = np.random.default_rng(1).integers(0, 9, (8, 8, 128, 128), np.uint8)
+    path = tmp_path / "in.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "v", data=voxels, chunks=(8, 2, 128, 128), compression=compression
+        )
+    cache_bytes = 100_000
+    with open_volume(
+        path, axes="czyx", channel=3, threads=1, cache_bytes=cache_bytes
+    ) as volume:
+        tracemalloc.start()
+        try:
+            found = volume.read(Box.whole(volume.shape))
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(found, voxels[3])
+        slack = 100_000
+        assert kept <= found.nbytes + cache_bytes + slack
+        assert peak <= found.nbytes + volume.memory_bytes + slack
+        assert volume.memory_bytes >= 3 * voxels[:, :2].nbytes
