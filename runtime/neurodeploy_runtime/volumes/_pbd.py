@@ -45,6 +45,12 @@ class Coding:
     #: Voxels per stored byte, at the very most.
     max_ratio: int
 
+    @property
+    def max_bytes(self) -> int:
+        """Stored bytes per voxel, at the very most: those of a key for one voxel."""
+        known = self.kind != _UNKNOWN
+        return int(np.ceil((self.length[known] / self.voxels[known]).max()))
+
 
 def _coding(
     name: str, ranges: list[tuple[int, int, int, int, float, int]], max_ratio: int
@@ -93,7 +99,12 @@ PBD3 = _coding(
 
 
 def decode(
-    data: bytes, coding: Coding, big_endian: bool, first: int, count: int, where: str
+    data: memoryview,
+    coding: Coding,
+    big_endian: bool,
+    first: int,
+    count: int,
+    where: str,
 ) -> NDArray[Any]:
     """`count` voxels from number `first` on, of a stream that begins with voxel 0.
 
@@ -123,7 +134,9 @@ def decode(
     )
 
 
-def _operations(data: bytes, coding: Coding, where: str) -> Iterator[NDArray[np.int64]]:
+def _operations(
+    data: memoryview, coding: Coding, where: str
+) -> Iterator[NDArray[np.int64]]:
     """Where operations begin, in batches; only those that are in the file whole."""
     length, kind = coding.length.tolist(), coding.kind.tolist()
     most = (coding.voxels * (2 if coding is PBD3 else 1)).tolist()

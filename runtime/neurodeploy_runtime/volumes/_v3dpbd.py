@@ -28,7 +28,7 @@ class PbdSource(ArraySource):
     digest: str
 
     def fingerprint(self) -> str:
-        """Of the format, the shape, the channel and every stored byte."""
+        """Of the format, the shape, the channel and every byte that voxels may take."""
         text = f"{self.format}|{self.shape}|{self.dtype.name}|{self.digest}"
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -46,8 +46,13 @@ def open_(path: Path, options: ReadOptions) -> Source:
             "only be decoded from its beginning into memory: save it as v3draw in "
             "Vaa3D, or as TIFF"
         )
+    coding = _CODINGS[header.code]
+    # Not what lies behind the last voxel of the last channel.
+    most = header.size + coding.max_bytes * prod(header.stored)
+    if header.code == 33:
+        most += 2  # the levels' least and greatest
     with path.open("rb") as file:
-        data = file.read()
+        data = file.read(min(most, path.stat().st_size))
     levels: np.ndarray[tuple[int], np.dtype[np.uint8]] | None = None
     begin = header.size
     if header.code == 33:
@@ -62,8 +67,8 @@ def open_(path: Path, options: ReadOptions) -> Source:
         begin += 2
         levels = np.array([low + (high - low) * i // 7 for i in range(8)]).astype("u1")
     array = _pbd.decode(
-        data[begin:],
-        _CODINGS[header.code],
+        memoryview(data)[begin:],
+        coding,
         header.order == ">",
         layout.index[0] * voxels,
         voxels,
@@ -76,8 +81,10 @@ def open_(path: Path, options: ReadOptions) -> Source:
     source = PbdSource(
         array.reshape(layout.shape),
         path=path,
-        format=f"v3dpbd, {_CODINGS[header.code].name}",
+        format=f"v3dpbd, {coding.name}",
     )
     source.memory_bytes = array.nbytes
-    source.digest = hashlib.sha256(data + repr(layout.index).encode()).hexdigest()
+    digest = hashlib.sha256(data)
+    digest.update(repr(layout.index).encode())
+    source.digest = digest.hexdigest()
     return source

@@ -1,5 +1,7 @@
 """v3draw and v3dpbd: what Vaa3D wrote is what is read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -246,6 +248,34 @@ def test_three_bits_are_levels_between_a_least_and_a_greatest(tmp_path):
     path.write_bytes(header(PBD, "<", 33, (4, 3, 2, 1)) + payload)
     expected = (10 + 210 * levels // 7).reshape(2, 3, 4)
     np.testing.assert_array_equal(whole(path), expected)
+
+
+@pytest.mark.parametrize("code", [1, 2, 33])
+def test_no_more_of_a_pbd_is_read_than_its_voxels_can_take(tmp_path, code):
+    """The longest stream there is, of voxels on their own, and a lot behind it."""
+    levels = np.arange(120) % 8
+    if code == 33:
+        stream = bytes([0, 7]) + bytes(n for k in levels.tolist() for n in (0, k))
+    else:
+        literal = [(0, k, 0)[: code + 1] for k in levels.tolist()]
+        stream = bytes(n for key in literal for n in key)
+    path = tmp_path / "a.v3dpbd"
+    data = header(PBD, "<", code, (6, 5, 4, 1)) + stream
+    path.write_bytes(data)
+    with open_volume(path) as volume:
+        alone = volume.fingerprint()
+    with path.open("ab") as file:
+        file.truncate(20_000_000)
+    tracemalloc.start()
+    try:
+        with open_volume(path) as volume:
+            assert volume.fingerprint() == alone
+            found = volume.read(Box.whole(volume.shape))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found.ravel(), levels)
+    assert peak < 2_000_000
 
 
 def test_a_pbd_that_ends_early_or_uses_unknown_codes_is_refused(tmp_path):
