@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._errors import ReadError
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._settings import SegmentSettings
@@ -59,3 +61,24 @@ def run_identity(
         "tissue": tissue,
         "workers": settings.worker[1],
     }
+
+
+def refuse_changed(
+    source: Source, journal: Journal, identity: Mapping[str, Any]
+) -> None:
+    """Refuse to end a run whose input is not what it was at the beginning.
+
+    Raises
+    ------
+    ReadError
+        A file was written to since it was opened, or `identity`, as it is now, is not
+        that of the plan; what is done is kept.
+    """
+    file = source.changed()
+    different = [str(file)] if file is not None else journal.differences(identity)
+    if different:
+        raise ReadError(
+            f"{source.path} changed while it was read: {'; '.join(different[:4])}; the "
+            f"result stays in {journal.folder} without its name: run again with "
+            "--overwrite when nothing writes to the input any more"
+        )

@@ -31,6 +31,7 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._identity import refuse_changed
 from neurodeploy_runtime._ingest_plan import (
     BUFFERS,
     WRITERS,
@@ -144,6 +145,7 @@ def ingest(
         with _attached(journal, source, grain, overwrite) as sink:
             place = scratch or output.parent
             resumed = _copy(source, sink, plan, place, journal, progress)
+            refuse_changed(source, journal, _made(source, grain)["identity"])
             sink.finish(
                 {
                     "ingested_from": source.describe(),

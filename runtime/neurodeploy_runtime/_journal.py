@@ -113,9 +113,8 @@ class Journal:
 
     def check(self, plan: Mapping[str, Any]) -> None:
         """Refuse to go on where the run here is of something else, naming what."""
-        mine = json.loads(json.dumps(plan["identity"]))
         theirs = self.read_plan().get("identity", {})
-        different = _differences(theirs, mine)
+        different = self.differences(plan["identity"])
         if len(different) == 1 and different[0].startswith("engine.batch "):
             # A GPU with less room than then, or more, may be all that changed.
             raise ResumeError(
@@ -130,6 +129,11 @@ class Journal:
                 f"{'; '.join(different[:4])}: repeat its command to go on with it, "
                 "choose another output, or pass --overwrite to start again"
             )
+
+    def differences(self, identity: Mapping[str, Any]) -> list[str]:
+        """What the run here differs in from `identity`, each with both values."""
+        mine = json.loads(json.dumps(identity))
+        return _differences(self.read_plan().get("identity", {}), mine)
 
     # -- records ---------------------------------------------------------------
 

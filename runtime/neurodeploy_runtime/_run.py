@@ -23,7 +23,7 @@ from neurodeploy_runtime._errors import (
     SettingsError,
 )
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._identity import run_identity
+from neurodeploy_runtime._identity import refuse_changed, run_identity
 from neurodeploy_runtime._journal import Journal, write_atomically
 from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Histogram, Normalisation
@@ -303,6 +303,8 @@ class SegmentRun:
         normalisation: Normalisation,
         memory: MemoryPlan,
     ) -> Report:
+        identity = self._identity(normalisation)
+        refuse_changed(self._source, self._journal, identity)
         regions = self._regions
         regions.gather_pictures()
         if regions.lost_pictures:
@@ -325,7 +327,7 @@ class SegmentRun:
         # In the output itself lies what decides its bytes, and nothing else: two runs
         # are the same file. The command and the times are in the report.
         inside = {
-            **self._identity(normalisation),
+            **identity,
             "versions": versions(),
             "machine": machine(),
         }

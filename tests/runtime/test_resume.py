@@ -25,11 +25,13 @@ from neurodeploy_runtime import (
     Normalisation,
     NumpyEngine,
     OutputError,
+    Progress,
     ReadError,
     ResumeError,
     Segmenter,
     SegmentSettings,
     WriteError,
+    ingest,
     open_volume,
 )
 from neurodeploy_runtime import _process as process_module
@@ -535,6 +537,50 @@ def test_a_recorded_unit_that_is_not_there_is_done_again(
     assert report.resumed_voxels >= 256 * 20 * 24
     with open_volume(output) as result:
         assert (result.read(Box.whole(result.shape)) == voxels).all()
+
+
+@pytest.mark.parametrize("name", ["in.tif", "in.npy", "in.zarr"])
+def test_an_input_that_changes_during_the_run_gives_no_result(
+    make_identity_bundle: MakeBundle, tmp_path: Path, name: str
+) -> None:
+    voxels, path = noise((300, 40, 50)), tmp_path / name
+    if name == "in.tif":
+        tifffile.imwrite(path, voxels)
+    elif name == "in.npy":
+        np.save(path, voxels)
+    else:
+        ingest(ArraySource(voxels), path)
+    file = path / "0/c/0/0/0" if path.is_dir() else path
+    output = tmp_path / "out.tif"
+
+    def touch(progress: Progress) -> None:
+        if progress.done_voxels:
+            os.utime(file, (1, 1))
+
+    running = segmenter(make_identity_bundle())
+    with open_volume(path) as source:
+        with pytest.raises(ReadError, match=f"{name} changed while it was read"):
+            running.segment(source, output, progress=touch)
+        assert not output.exists()
+    with (
+        open_volume(path) as source,
+        pytest.raises(ResumeError, match="fingerprint"),
+    ):
+        running.segment(source, output)
+
+
+def test_an_input_that_changes_during_an_ingest_gives_no_store(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", noise((300, 40, 50)))
+    with (
+        open_volume(tmp_path / "in.npy") as source,
+        pytest.raises(ReadError, match=r"in\.npy changed while it was read"),
+    ):
+        ingest(
+            source,
+            tmp_path / "out.zarr",
+            progress=lambda progress: os.utime(tmp_path / "in.npy", (1, 1)),
+        )
+    assert not (tmp_path / "out.zarr").exists()
 
 
 def test_one_damaged_voxel_does_not_remove_what_the_workers_have_done(

@@ -146,6 +146,14 @@ class Source(ABC):
         opened = getattr(self, "_files", None)
         return opened.paths if isinstance(opened, Files) else ()
 
+    def changed(self) -> Path | None:
+        """A file of it that was written to since it was opened; None where none was.
+
+        Of a store of chunks, its fingerprint tells.
+        """
+        opened = getattr(self, "_files", None)
+        return opened.changed() if isinstance(opened, Files) else None
+
     def keep(self, cache_bytes: int) -> None:
         """Keep at most this much of what is decoded for later boxes, from now on.
 

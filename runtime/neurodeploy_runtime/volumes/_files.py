@@ -52,6 +52,19 @@ class Files:
                     f"{error.filename} cannot be read: {error.strerror}"
                 ) from error
 
+    def changed(self) -> Path | None:
+        """The first file that is not of the size and time that it was opened with."""
+        for path, size, mtime_ns in zip(
+            self.paths, self.sizes, self.mtimes_ns, strict=True
+        ):
+            try:
+                stat = path.stat()
+            except OSError:
+                return path
+            if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
+                return path
+        return None
+
     def read_into(self, file: int, offset: int, out: memoryview, what: str) -> None:
         """Fill `out` from `offset` on; raises ReadError that names `what` is read."""
         done = 0

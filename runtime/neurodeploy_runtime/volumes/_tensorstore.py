@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,8 @@ def _level(
             f"{where} is damaged: its metadata names {len(place.axes)} axes and its "
             f"array {folder} has {array.rank}"
         )
+    # The metadata names the level from the image; a fingerprint, from the root.
+    place = replace(place, path=folder)
     return _Found(array, place, f"{name}, level {number}", where)
 
 

@@ -1,6 +1,7 @@
 """Promises of the source for Zarr, N5 and precomputed stores."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -220,6 +221,25 @@ def test_an_image_in_a_collection_is_named(tmp_path):
         assert np.array_equal(read_all(source), voxels[0, 0])
     with pytest.raises(InputError, match="no array '7'"):
         open_volume(tmp_path / "all.zarr", dataset="7")
+
+
+def test_a_chunk_of_a_named_image_that_was_changed_is_noticed(tmp_path):
+    """Neither the first nor the last one, which are read."""
+    voxels = volume((1, 1, *SHAPE))
+    store = tmp_path / "all.zarr"
+    ome_zarr_04(store / "image1", voxels)
+    (store / ".zgroup").write_text('{"zarr_format": 2}')
+
+    def fingerprint(path, **choice):
+        with open_volume(path, **choice) as source:
+            return source.fingerprint()
+
+    first = fingerprint(store, dataset="image1")
+    chunks = sorted(p for p in (store / "image1" / "0").rglob("*") if p.name.isdigit())
+    middle = [p for p in chunks if p.is_file()][1:-1]
+    stat = middle[0].stat()
+    os.utime(middle[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert fingerprint(store, dataset="image1") != first
 
 
 def test_n5_is_turned_to_z_y_x_with_its_resolution(tmp_path):
