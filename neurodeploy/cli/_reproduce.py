@@ -50,6 +50,7 @@ def reproduce(
             f"{result.region}: {result.differing} of {result.voxels} voxels differ, "
             f"Dice {result.dice:.6f}"
             + ("" if result.same_engine else " (another engine than then)")
+            + "".join(f" ({text})" for text in result.other_versions)
         )
     if result.differing and result.same_engine:
         raise RunError(

@@ -11,9 +11,24 @@ from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._report import versions
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime.engines import Engine, same_engine
 from neurodeploy_runtime.volumes import SinkKind, Source
+
+#: Packages that an engine's answers come from, by its name.
+_LIBRARIES = {
+    "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-rtx"),
+}
+
+
+def versions_of(engines: Sequence[Engine]) -> dict[str, str]:
+    """Of neurodeploy and of what runs the network: others may give other voxels."""
+    names = {"neurodeploy"}.union(*(_LIBRARIES.get(e.name, ()) for e in engines))
+    return {name: version for name, version in versions().items() if name in names}
 
 
 def run_identity(
@@ -42,6 +57,7 @@ def run_identity(
         },
         "model": {"name": bundle.spec.name, "digest": bundle.digest},
         "engine": same_engine(engines),
+        "versions": versions_of(engines),
         "tiles": {
             "tile": list(plan.tile),
             "window": list(plan.window),
@@ -71,11 +87,14 @@ def refuse_changed(
     Raises
     ------
     ReadError
-        A file was written to since it was opened, or `identity`, as it is now, is not
-        that of the plan; what is done is kept.
+        A file was written to since it was opened, or the input's `identity`, as it is
+        now, is not that of the plan; what is done is kept.
     """
     file = source.changed()
-    different = [str(file)] if file is not None else journal.differences(identity)
+    different = [str(file)]
+    if file is None:
+        every = journal.differences(identity)
+        different = [one for one in every if one.startswith("input.")]
     if different:
         raise ReadError(
             f"{source.path} changed while it was read: {'; '.join(different[:4])}; the "

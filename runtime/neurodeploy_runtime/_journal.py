@@ -123,6 +123,12 @@ class Journal:
                 f"{theirs['engine']['batch']} to go on with it, or --overwrite to "
                 "start again"
             )
+        if different and all(one.startswith("versions.") for one in different):
+            raise ResumeError(
+                f"{self.folder} holds an unfinished run of other "
+                f"{'; '.join(different)}: go on with it where those are installed, "
+                "choose another output, or pass --overwrite to start again"
+            )
         if different:
             raise ResumeError(
                 f"{self.folder} holds an unfinished run that differs in "

@@ -11,6 +11,7 @@ import numpy as np
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import InputError, SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._identity import versions_of
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._provenance import read_report
 from neurodeploy_runtime._segmenter import Segmenter
@@ -24,6 +25,7 @@ class Reproduction:
     """How a region that was run again compares with the stored result.
 
     `dice` is of the voxels at or above half of 255 in both; 1 where neither has any.
+    `other_versions` names what is installed in another version than then, with both.
     """
 
     region: Box
@@ -31,6 +33,7 @@ class Reproduction:
     differing: int
     dice: float
     same_engine: bool
+    other_versions: tuple[str, ...] = ()
 
 
 def reproduce(
@@ -117,12 +120,26 @@ def reproduce(
                 both += int(np.count_nonzero(one & two))
                 sizes += int(np.count_nonzero(one)) + int(np.count_nonzero(two))
             now = same_engine(segmenter.engines)
+            other_versions = _other_versions(
+                provenance.get("versions"), versions_of(segmenter.engines)
+            )
     return Reproduction(
         region,
         region.voxels,
         differing,
         2 * both / sizes if sizes else 1.0,
         now == made,
+        other_versions,
+    )
+
+
+def _other_versions(then: Any, now: dict[str, str]) -> tuple[str, ...]:
+    if not isinstance(then, dict):
+        return ()
+    return tuple(
+        f"{name} {then[name]} then, {version} now"
+        for name, version in now.items()
+        if name in then and then[name] != version
     )
 
 

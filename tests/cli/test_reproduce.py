@@ -1,5 +1,6 @@
 """`neurodeploy reproduce`: a region of a result, made again."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_a_result_that_was_touched_is_found_out(
     bundle = make_identity_bundle().path
     assert run("reproduce", result, "-m", bundle) == 1
     assert "1 of" in capsys.readouterr().out
+
+
+def test_another_version_is_named_and_does_not_stop_it(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = result.with_suffix(".json")
+    values = json.loads(report.read_text())
+    now = values["provenance"]["versions"]["neurodeploy"]
+    values["provenance"]["versions"]["neurodeploy"] = "0.0.1"
+    report.write_text(json.dumps(values))
+    assert run("reproduce", result, "-m", make_identity_bundle().path) == 0
+    assert f"(neurodeploy 0.0.1 then, {now} now)" in capsys.readouterr().out
 
 
 def test_another_model_is_refused(

@@ -39,6 +39,7 @@ from neurodeploy_runtime import _region_run as run_module
 from neurodeploy_runtime import _run as run_whole
 from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime._process import this_process
+from neurodeploy_runtime._report import versions
 
 MakeBundle = Callable[..., Bundle]
 WANTED = SegmentSettings(
@@ -253,6 +254,25 @@ def test_another_model_is_refused(
     other = make_identity_bundle(threshold=0.6)
     with pytest.raises(ResumeError, match=r"model\.digest"):
         segmenter(other, replace(WANTED, threshold=0.5)).segment(source, output)
+
+
+@pytest.mark.parametrize("name", ["numpy", "neurodeploy"])
+def test_another_version_of_what_runs_the_network_is_refused(
+    interrupted: tuple[Bundle, FailsAt, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    with monkeypatch.context() as patch:
+        other = {**versions(), name: "99.1"}
+        patch.setattr("neurodeploy_runtime._identity.versions", lambda: other)
+        with pytest.raises(
+            ResumeError, match=rf"other versions\.{name} \(.* there, 99\.1 asked for\)"
+        ):
+            segmenter(bundle).segment(source, output)
+        other = {**versions(), "openvino": "99.1"}  # it runs nothing here
+        assert segmenter(bundle).segment(source, output) is not None
 
 
 def test_an_input_that_changed_is_refused(
