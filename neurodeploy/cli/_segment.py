@@ -104,7 +104,7 @@ def show_report(report: Report) -> None:
     z, y, x = report.shape
     table.add_row("result", " ".join(report.outputs))
     table.add_row("picture", report.picture)
-    share = report.foreground_voxels / max(1, report.voxels - report.resumed_voxels)
+    share = report.foreground_voxels / report.voxels
     table.add_row("volume", f"{z} × {y} × {x} voxels, {share:.3%} foreground")
     table.add_row(
         "ran on",
@@ -124,6 +124,8 @@ def show_report(report: Report) -> None:
         table.add_row("not used", reason)
     if report.skip:
         lost = "what they hold is not known: none was checked"
+        if report.skip["audited"]:
+            lost = f"no foreground in the {report.skip['audited']} that were checked"
         if report.skip["lost_share_upper"] is not None:
             lost = (
                 f"lost foreground {report.skip['lost_share']:.3%} "

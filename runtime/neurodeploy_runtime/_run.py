@@ -324,6 +324,12 @@ class SegmentRun:
                     f"none of the {skip['skipped']} skipped tiles was checked: what "
                     "they hold is not known"
                 )
+            elif skip["skipped"] and skip["lost_share_upper"] is None:
+                self._warnings.append(
+                    "no foreground was found, neither in the tiles that were run nor "
+                    f"in the {skip['audited']} skipped ones that were checked: what "
+                    "share was lost cannot be said"
+                )
         # In the output itself lies what decides its bytes, and nothing else: two runs
         # are the same file. The command and the times are in the report.
         inside = {

@@ -80,7 +80,13 @@ class BackgroundSkip:
     def decide(
         self, tile: Shape, raw: list[NDArray[Any]], normalisation: Normalisation
     ) -> tuple[bool, bool]:
-        """Whether to run a tile, and whether only for the audit."""
+        """Whether to run a tile, and whether only for the audit.
+
+        One with a NaN is run, which refuses it: it is not above any limit, and no
+        background either.
+        """
+        if not all(part.dtype.kind in "iu" or np.isfinite(part).all() for part in raw):
+            return True, False
         limit = normalisation.background + (
             self.settings.limit_sigma * normalisation.noise
         )
@@ -132,7 +138,9 @@ class BackgroundSkip:
 
         The interval is the normal one for a mean of counts. Where the sample saw no
         foreground at all, it is the rule of three: at most 3 in `audited` tiles hold
-        any, and each is taken to hold `ASSUMED_LOSS` of a window.
+        any, and each is taken to hold `ASSUMED_LOSS` of a window. The shares are None
+        where nothing was audited, and where there is no foreground anywhere: nothing
+        can be a share of that.
         """
         skipped = int(self.map.sum())
         losses = list(self._lost.values())
@@ -157,6 +165,8 @@ class BackgroundSkip:
             else min(1.0, 3 / audited) * ASSUMED_LOSS * self._window_voxels
         )
         values["lost_voxels"] = round(mean * skipped)
+        if not foreground and not any(losses):
+            return values
         values["lost_share"] = mean * skipped / max(1, foreground)
         values["lost_share_upper"] = upper * skipped / max(1, foreground)
         return values

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy_runtime import Bundle, open_volume
+from neurodeploy.cli._segment import show_report
+from neurodeploy_runtime import (
+    ArraySource,
+    Bundle,
+    Normalisation,
+    NumpyEngine,
+    Segmenter,
+    SegmentSettings,
+    open_volume,
+)
 
 MakeBundle = Callable[..., Bundle]
 
@@ -59,6 +69,22 @@ def test_a_stack_gets_a_mask_a_picture_and_a_report_beside_it(
     assert {"read", "normalise", "infer", "blend", "write"} <= set(report["seconds"])
     assert (tmp_path / "big.seg.png").read_bytes()[:4] == b"\x89PNG"
     assert "Mvoxel/s" in ended.err
+
+
+def test_the_foreground_shown_is_a_share_of_the_volume_after_a_restart_too(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    volume = np.zeros((8, 20, 20), np.uint8)
+    volume[:4] = 255
+    wanted = SegmentSettings(normalisation=Normalisation("unit", 0, 255))
+    loaded = make_identity_bundle(tile=(8, 16, 16))
+    with Segmenter(loaded, wanted, engines=[NumpyEngine(loaded)]) as segmenter:
+        report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    show_report(replace(report, resumed_voxels=report.voxels * 9 // 10))
+    assert "50.000% foreground" in capfd.readouterr().err
 
 
 def test_a_voxel_size_that_the_file_does_not_say_can_be_said(

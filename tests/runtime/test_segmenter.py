@@ -359,6 +359,45 @@ def test_skipping_that_loses_too_much_is_an_error(
     assert not (tmp_path / "out.tif").exists()
 
 
+def test_a_volume_without_foreground_is_reported_with_a_warning(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    volume = np.random.default_rng(0).normal(100, 5, (16, 100, 100)).astype(np.uint16)
+    wanted = SegmentSettings(
+        normalisation=Normalisation("unit", 100, 5),
+        skip=SkipSettings(limit_sigma=8, audit_share=0.2),
+    )
+
+    def nothing(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.zeros_like(batch)
+
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle, nothing)])
+    report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    assert report.skip is not None
+    assert report.skip["audited"] > 0
+    assert report.skip["lost_share"] is report.skip["lost_share_upper"] is None
+    assert "no foreground was found" in " ".join(report.warnings)
+    assert not tifffile.imread(tmp_path / "out.tif").any()
+
+
+def test_a_tile_of_nan_is_no_background(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    volume = np.full((16, 100, 100), 100, np.float32)
+    volume[4:12, 40:80, 40:80] = np.nan
+    wanted = SegmentSettings(
+        normalisation=Normalisation("unit", 100, 5),
+        skip=SkipSettings(audit_share=0),
+    )
+    with (
+        identity(make_identity_bundle(), wanted) as segmenter,
+        pytest.raises(InputError, match="NaN"),
+    ):
+        segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+
+
 def test_nothing_is_run_or_found_outside_the_tissue(
     make_identity_bundle: MakeBundle, tmp_path: Path
 ) -> None:
