@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from neurodeploy_runtime._bundle import Bundle
-from neurodeploy_runtime._errors import InputError, SettingsError
+from neurodeploy_runtime._errors import InputError, SettingsError, said_by
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._identity import versions_of
 from neurodeploy_runtime._normalise import Normalisation
+from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._provenance import read_report
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime.engines import EngineSettings, PlaceName, same_engine
 from neurodeploy_runtime.volumes import open_volume
+from neurodeploy_runtime.volumes._base import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,20 @@ def reproduce(
     """
     provenance = read_report(output)["provenance"]
     try:
-        digest = provenance["model"]["digest"]
+        model = provenance["model"]["name"]
+        digest = str(provenance["model"]["digest"])
+        if digest != bundle.digest:
+            raise SettingsError(
+                f"{output} was made by the model {model!r} ({digest[:12]}…), and "
+                f"{bundle.path} is {bundle.spec.name!r} ({bundle.digest[:12]}…): name "
+                "that bundle with -m"
+            )
         made = provenance["engine"]
         tiles = provenance["tiles"]
         whole = _box(provenance["output"]["roi"])
         opened = dict(provenance["notes"].get("opened_with", {}))
-        path = source_path or provenance["input_file"]["path"]
+        ReadOptions(**opened)
+        path = source_path or str(provenance["input_file"]["path"])
         fingerprint = provenance["input"]["fingerprint"]
         # Where tiles are blended changes no bit: it names no other engine.
         place: PlaceName = "auto" if engine is None else engine.blend_on
@@ -85,22 +95,21 @@ def reproduce(
             normalisation=Normalisation(**provenance["normalisation"]),
             flips=tiles["flips"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise InputError(
             f"the report beside {output} lacks {error}: it is of another version"
         ) from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"the report beside {output} is damaged ({said_by(error)}): run `segment` "
+            "again instead"
+        ) from error
     for name, option in (("skip", "--skip-background"), ("tissue", "--tissue")):
         if provenance.get(name) is not None:
             raise SettingsError(
                 f"{output} was made with {option}: the tiles that were left out are "
                 "not known to `reproduce`, run `segment` again instead"
             )
-    if digest != bundle.digest:
-        raise SettingsError(
-            f"{output} was made by the model {provenance['model']['name']!r} "
-            f"({digest[:12]}…), and {bundle.path} is {bundle.spec.name!r} "
-            f"({bundle.digest[:12]}…): name that bundle with -m"
-        )
     region = roi or _middle(whole)
     if not whole.contains(region):
         raise SettingsError(f"roi {region} is not inside the result, which is {whole}")
@@ -160,9 +169,28 @@ def _middle(whole: Box) -> Box:
 
 
 def _overlap(tiles: dict[str, Any], bundle: Bundle) -> float | None:
-    """The overlap setting that gives these voxels of overlap."""
-    window, voxels = bundle.spec.window, tiles["overlap"]
-    own = [round(w * o) for w, o in zip(window, bundle.spec.overlap, strict=True)]
-    if own == voxels:
+    """The overlap setting that gives these voxels of overlap, on every axis.
+
+    Raises
+    ------
+    ValueError
+        None does.
+    """
+    spec, stored = bundle.spec, list(tiles["overlap"])
+
+    def voxels(share: float | None) -> list[int]:
+        return [axis.overlap for axis in TilePlan.of(spec, spec.window, share).axes]
+
+    if voxels(None) == stored:
         return None
-    return float(voxels[1] / window[1])
+    # Each axis was rounded by itself: what all of them were rounded from is between.
+    low, high = 0.0, 0.5
+    for window, own, overlap in zip(spec.window, spec.overlap, stored, strict=True):
+        if own:
+            low = max(low, (overlap - 0.5) / window)
+        if own and overlap < window // 2:
+            high = min(high, (overlap + 0.5) / window)
+    for share in ((low + high) / 2, low, high):
+        if 0 <= share <= 0.5 and voxels(share) == stored:
+            return share
+    raise ValueError(f"no overlap of its model is {stored} voxels")

@@ -9,7 +9,9 @@ import pytest
 import tifffile
 
 from neurodeploy.cli import main
-from neurodeploy_runtime import Bundle
+from neurodeploy_runtime import Bundle, Segmenter, SegmentSettings, open_volume
+from neurodeploy_runtime._plan import TilePlan
+from neurodeploy_runtime._reproduce import _overlap
 
 
 def run(*arguments: object) -> int:
@@ -95,3 +97,52 @@ def test_another_input_is_refused(
     tifffile.imwrite(path, volume, imagej=True, metadata={"axes": "ZCYX"})
     assert run("reproduce", result, "-m", make_identity_bundle().path) == 2
     assert "fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("overlap", ["0.17", "0.1", "0.5", "0"])
+def test_an_overlap_that_is_rounded_on_every_axis_is_found_again(
+    make_identity_bundle: Callable[..., Bundle], tmp_path: Path, overlap: str
+) -> None:
+    """0.17 of (32, 64, 64) is (5, 11, 11); and 11 of 64 would be 5.5 of 32."""
+    volume = np.random.default_rng(0).integers(0, 255, (60, 80, 80), np.uint8)
+    np.save(tmp_path / "in.npy", volume)
+    bundle = make_identity_bundle(tile=(32, 64, 64))
+    wanted = SegmentSettings(overlap=float(overlap))
+    with (
+        open_volume(tmp_path / "in.npy") as source,
+        Segmenter(bundle, wanted) as segmenter,
+    ):
+        report = segmenter.segment(source, tmp_path / "out.tif")
+    assert report is not None
+    tiles = report.provenance["tiles"]
+    found = _overlap(tiles, bundle)
+    plan = TilePlan.of(bundle.spec, volume.shape, found)
+    assert [axis.overlap for axis in plan.axes] == tiles["overlap"]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("output", "roi"), "0:4,x:3,0:2"),
+        (("output", "roi"), "0:4"),
+        (("notes", "opened_with"), {"colour": 3}),
+        (("notes", "opened_with"), {"channel": "a"}),
+        (("tiles", "overlap"), [1, 2, 3]),
+        (("tiles", "overlap"), [1, 2]),
+    ],
+)
+def test_a_damaged_report_is_one_sentence(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+    where: tuple[str, str],
+    value: object,
+) -> None:
+    report = result.with_suffix(".json")
+    values = json.loads(report.read_text())
+    values["provenance"][where[0]][where[1]] = value
+    report.write_text(json.dumps(values))
+    assert run("reproduce", result, "-m", make_identity_bundle().path) == 2
+    said = capsys.readouterr().err
+    assert "is damaged" in said
+    assert len(said.strip().splitlines()) == 1
