@@ -29,7 +29,7 @@ from neurodeploy_runtime._projections import (
 )
 from neurodeploy_runtime._reader import PlaneReader, ring_of
 from neurodeploy_runtime._settings import SegmentSettings
-from neurodeploy_runtime._shares import chapters, undone, worker_shares
+from neurodeploy_runtime._shares import scratch_chapters, undone, worker_shares
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._stream import RegionStream
 from neurodeploy_runtime._tissue import TissueMask
@@ -167,8 +167,8 @@ class RegionRun:
             return [self._roi]
         plane = self._source.shape[1] * self._source.shape[2]
         plane *= self._source.dtype.itemsize
-        free = shutil.disk_usage(self._work).free * 4 // 5
-        return chapters(self._roi, grain, free // plane - 2 * self._plan.tile[0])
+        free = shutil.disk_usage(self._work).free
+        return scratch_chapters(self._plan, self._roi, grain, plane, free)
 
     def _readable(
         self, memory: MemoryPlan, parts: Sequence[Box]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from neurodeploy_runtime._errors import SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._plan import TilePlan
 
 
 def worker_shares(
@@ -68,3 +69,15 @@ def chapters(roi: Box, grain: Shape, planes: int) -> list[Box]:
     return [
         Box((z, y0, x0), (min(z + height, z1), y1, x1)) for z in range(z0, z1, height)
     ]
+
+
+def scratch_chapters(
+    plan: TilePlan, roi: Box, grain: Shape, plane_bytes: int, free_bytes: int
+) -> list[Box]:
+    """The chapters whose planes, and those that tiles read around them, fit the disk.
+
+    A fifth of `free_bytes` is left to others. A layer of units that does not fit is a
+    chapter all the same.
+    """
+    planes = free_bytes * 4 // 5 // plane_bytes - 2 * plan.tile[0]
+    return chapters(roi, grain, planes)

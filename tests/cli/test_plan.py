@@ -1,7 +1,9 @@
 """`neurodeploy plan`: what it predicts is what happens, and it writes nothing."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,15 @@ import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy_runtime import Bundle, Segmenter, SegmentSettings, open_volume
-from neurodeploy_runtime.measure import forecast
+from neurodeploy_runtime import (
+    ArraySource,
+    Bundle,
+    Segmenter,
+    SegmentSettings,
+    open_volume,
+)
+from neurodeploy_runtime._run import SegmentRun
+from neurodeploy_runtime.measure import Forecast, forecast
 
 MakeBundle = Callable[..., Bundle]
 
@@ -75,3 +84,28 @@ def test_a_cap_that_cannot_hold_is_refused_as_segment_refuses_it(
     ended = run("plan", stack, "-m", bundle.path, "--memory", "1MB")
     assert ended.code == 2
     assert "smallest that would do" in ended.err
+
+
+def test_of_a_scratch_file_only_a_chapter_is_charged(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `segment` makes it where the disk does not hold all planes at once."""
+    noise = np.random.default_rng(0).normal(100, 5, (300, 40, 50)).astype(np.uint16)
+    look, usage = SegmentRun.plan_memory, shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        SegmentRun, "plan_memory", lambda run: replace(look(run), scratch=True)
+    )
+    source = ArraySource(noise)
+    with Segmenter(bundle, SegmentSettings()) as segmenter:
+
+        def planned() -> Forecast:
+            return forecast(segmenter, source, tmp_path / "o.tif", calibrate=False)
+
+        roomy = planned()
+        assert roomy.scratch_bytes == noise.nbytes
+        free = roomy.disk_bytes + noise.nbytes // 2
+        small = usage._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+        tight = planned()
+    assert 64 * noise[0].nbytes < tight.scratch_bytes <= noise.nbytes // 2
+    assert tight.disk_bytes + tight.scratch_bytes <= free

@@ -19,10 +19,12 @@ from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Normalisation
+from neurodeploy_runtime._outputs import default_grain
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime._shares import scratch_chapters
 from neurodeploy_runtime._skip import BackgroundSkip, SkipSettings
 from neurodeploy_runtime._stream import FLIPS
 from neurodeploy_runtime._survey import survey
@@ -140,7 +142,8 @@ def forecast(
         )
     engine = segmenter.engines[0]
     outputs = 2 if settings.output_kind == "both" else 1
-    scratch = source.shape[0] * prod(source.shape[1:]) * source.dtype.itemsize
+    disk_bytes = outputs * required_bytes(run.kind, roi.shape, np.uint8)
+    free = shutil.disk_usage(Path(output).absolute().parent).free
     return Forecast(
         shape=roi.shape,
         dtype=source.dtype.name,
@@ -156,9 +159,13 @@ def forecast(
         device_bytes=0
         if engine.device == "cpu"
         else 4 * (prod(engine.input_shape) + prod(engine.output_shape)),
-        disk_bytes=outputs * required_bytes(run.kind, roi.shape, np.uint8),
-        disk_free_bytes=shutil.disk_usage(Path(output).absolute().parent).free,
-        scratch_bytes=scratch if memory.scratch else 0,
+        disk_bytes=disk_bytes,
+        disk_free_bytes=free,
+        scratch_bytes=_scratch_bytes(
+            plan, roi, default_grain(run.kind, roi.shape), source, free - disk_bytes
+        )
+        if memory.scratch
+        else 0,
         read_amplification=amplification,
         engine=engine.describe(),
         passed_over=tuple(segmenter.choice["passed_over"]),
@@ -170,6 +177,16 @@ def forecast(
             *_not_counted(settings),
         ),
     )
+
+
+def _scratch_bytes(
+    plan: TilePlan, roi: Box, grain: Shape, source: Source, free_bytes: int
+) -> int:
+    """Of the largest chapter: the file of one is gone before the next one's is made."""
+    plane_bytes = source.shape[1] * source.shape[2] * source.dtype.itemsize
+    parts = scratch_chapters(plan, roi, grain, plane_bytes, free_bytes)
+    spans = (plan.planes_read(part.start[0], part.stop[0]) for part in parts)
+    return max(stop - start for start, stop in spans) * plane_bytes
 
 
 def _not_counted(settings: SegmentSettings) -> Iterator[str]:
