@@ -69,6 +69,8 @@ class OutputSet:
         try:
             for plane_kind, path in paths.outputs:
                 place = paths.working(plane_kind, path)
+                if place == path:
+                    paths.take_records(plane_kind, path)
                 self._is_new |= not place.exists()
                 sink = attach_sink(
                     place,

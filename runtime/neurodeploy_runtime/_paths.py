@@ -9,10 +9,12 @@ from pathlib import Path
 
 from neurodeploy_runtime._errors import OutputError
 from neurodeploy_runtime._input_place import refuse_input
+from neurodeploy_runtime._journal import PLAN
 from neurodeploy_runtime._settings import OutputKind
 from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.volumes import SinkKind, Source
 from neurodeploy_runtime.volumes._open_sink import may_replace
+from neurodeploy_runtime.volumes._sink_flat import records_path
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ class Paths:
                 raise OutputError(_not_replaced(path))
         refuse_input(self.work, source)
 
+    def take_records(self, kind: PlaneKind, path: Path) -> None:
+        """Put the checksums of an output that has its name beside it, to open it.
+
+        They stayed behind where a kill came between the last rename and the end.
+        """
+        records = records_path(self.work / f"{kind}{path.suffix}")
+        if records.exists():
+            records.replace(records_path(path))
+
     def give_names(self) -> None:
         """Move what is finished to its final names; may be repeated after a kill."""
         (self.work / "naming").touch()
@@ -104,10 +115,13 @@ class Paths:
         for kind, path in self.outputs:
             working = self.working(kind, path)
             if working == path:
+                records_path(path).unlink(missing_ok=True)
                 continue
             if path.is_dir():
                 shutil.rmtree(path)
             working.replace(path)
+        # First: what a kill leaves of the rest is of no run then.
+        (self.work / PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
 

@@ -665,6 +665,39 @@ def test_an_existing_result_is_never_replaced_unasked(
     assert tifffile.imread(output).shape == (4, 20, 20)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr"])
+def test_a_kill_behind_the_last_rename_leaves_nothing_and_repeats_nothing(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((90, 40, 50)))
+    output = tmp_path / f"out{suffix}"
+
+    unlink = Path.unlink
+
+    def unlink_but_the_plan(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "plan.json":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_but_the_plan)
+        with pytest.raises(KeyboardInterrupt):
+            segmenter(bundle).segment(source, output)
+    assert output.exists()
+    report = segmenter(bundle).segment(source, output)
+    assert report.tiles_run == 0
+    with open_volume(output) as result:
+        assert (result.read(Box.whole(result.shape)) == source._array).all()
+    wanted = {output.name, "out.json", "out.png"}
+    if suffix == ".ome.zarr":
+        wanted = {output.name, "out.ome.json", "out.ome.png"}
+    assert {p.name for p in tmp_path.iterdir()} == wanted
+
+
 def test_a_picture_that_does_not_fit_on_the_disk_loses_nothing(
     make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
