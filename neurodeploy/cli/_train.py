@@ -99,7 +99,7 @@ def train(
     The run's folder gets `config.json` (the effective settings), `log.csv`,
     `curves.png`, and the checkpoints `last` and `best`.
     """
-    from neurodeploy.training import read_checkpoint, split
+    from neurodeploy.training import is_checkpoint, read_checkpoint, split
     from neurodeploy.training import train as run
     from neurodeploy.training._data import load_volumes
 
@@ -113,6 +113,12 @@ def train(
     training, validation = split(volumes, settings.validation_share, settings.seed)
     if settings.init == "scratch":
         say("from scratch: no donor's weights are used")
+    last = Path(settings.out) / "last"
+    if resume and is_checkpoint(last) and not read_checkpoint(last).volumes:
+        say(
+            f"{last} does not say which images it was trained on: whether these are "
+            "the same is not known"
+        )
     started = time.perf_counter()
     with _progress(settings.steps, quiet) as on_row:
         result = run(settings, training, validation, resume=resume, on_row=on_row)

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from neurodeploy._errors import CheckpointError, ConfigError
 from neurodeploy.networks import Network, NetworkConfig, cost
+from neurodeploy.training._volumes import Listed, read_listed
 from neurodeploy_runtime._spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Checkpoint:
         The effective settings.
     figures
         What was measured.
+    volumes
+        Which volumes were trained on, held out for validation, and trained on before
+        in what the run began from: names and digests. Empty: not known.
     """
 
     network: NetworkConfig
@@ -74,6 +78,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     validated_on: dict[str, Any] = field(default_factory=dict)
+    volumes: dict[str, Listed] = field(default_factory=dict)
 
     def spec(self, *, max_batch: int = 16) -> ModelSpec:
         """The draft of the bundle's contract; the exporter adds parity to it."""
@@ -83,6 +88,7 @@ class Checkpoint:
             "settings": self.training,
             "figures": self.figures,
             "transfer": _summary(self.transfer),
+            "volumes": self.volumes,
         }
         overlap = self.overlap
         if self.network.mode == "slice":
@@ -225,6 +231,7 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, dict[str, str]]]:
                 f"{path / _FILE} has {three!r} as {name}: it is not three numbers"
             )
         values[name] = tuple(three)
+    values["volumes"] = read_listed(values.get("volumes", {}), str(path / _FILE))
     return Checkpoint(**values), files
 
 

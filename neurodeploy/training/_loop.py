@@ -35,6 +35,7 @@ from neurodeploy.training._optimiser import (
 )
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
+from neurodeploy.training._volumes import Listed, listed, require_same
 from neurodeploy.transfer import config_for, config_like, load_donor, transfer
 from neurodeploy_runtime._errors import OutputError
 
@@ -73,7 +74,7 @@ def train(
     OutputError
         Where the run's folder is already there and `resume` is not asked for.
     CheckpointError
-        Where what is to be resumed is of other settings.
+        Where what is to be resumed is of other settings or other volumes.
     TrainingError
         Where a loss or a gradient stops being finite; the checkpoints written before
         stay.
@@ -96,8 +97,14 @@ def train(
         begun = read_checkpoint(last).network
         settings = replace(settings, network=config_like(begun, settings.network))
     tuned = settings.init != "scratch" and not _has_donor(settings)
+    used = {"training": listed(volumes), "validation": listed(validation)}
     if resumed:  # whatever became of what it started from
-        tuned = read_checkpoint(last).tuned
+        begun_as = read_checkpoint(last)
+        tuned = begun_as.tuned
+        require_same(last, begun_as.volumes, used)
+        used = begun_as.volumes
+    else:
+        used |= _before(settings)
     settings, network, rows = _start(settings, fresh=not resumed)
     samples = Samples(
         volumes,
@@ -158,6 +165,7 @@ def train(
             tuned=tuned,
             training=_portable(settings),
             figures=figures,
+            volumes=used,
         )
         moments = _moments(network, optimiser) if state else None
         save_checkpoint(folder, checkpoint, average.tensors, moments)
@@ -251,6 +259,16 @@ def changed_settings(checkpoint: Checkpoint, settings: TrainSettings) -> list[st
 def _has_donor(settings: TrainSettings) -> bool:
     """Whether the encoder starts from 2D weights, by `init` alone."""
     return settings.init != "scratch" and not is_checkpoint(Path(settings.init))
+
+
+def _before(settings: TrainSettings) -> dict[str, Listed]:
+    """The volumes that a run's first weights have seen; no entry where not known."""
+    if settings.init == "scratch" or _has_donor(settings):
+        return {"before": []}
+    theirs = read_checkpoint(Path(settings.init)).volumes
+    if "before" not in theirs:
+        return {}
+    return {"before": theirs["before"] + theirs["training"]}
 
 
 def _start(

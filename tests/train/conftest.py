@@ -36,6 +36,12 @@ def volumes() -> list[AnnotatedVolume]:
 
 
 @pytest.fixture
+def another() -> AnnotatedVolume:
+    """None of `volumes`."""
+    return bar_volume(3)
+
+
+@pytest.fixture
 def tiny_settings(tmp_path) -> TrainSettings:
     return TrainSettings(
         out=str(tmp_path / "run"),

@@ -26,6 +26,7 @@ from neurodeploy.training import (
 from neurodeploy.training import _loop as loop
 from neurodeploy.training._checkpoint import Checkpoint, load_weights, save_checkpoint
 from neurodeploy.training._optimiser import RunningAverage
+from neurodeploy.training._volumes import part_of
 from neurodeploy_runtime._errors import OutputError
 
 KILLED = """
@@ -151,6 +152,64 @@ def test_resuming_with_other_settings_is_refused(tiny_settings, volumes):
     other = dataclasses.replace(tiny_settings, steps=2, learning_rate=0.5)
     with pytest.raises(CheckpointError, match="learning_rate"):
         train(other, volumes, resume=True)
+
+
+def changed(volume, what):
+    """The volume with another image or other labels, under its name."""
+    values = getattr(volume, what).copy()
+    values[0, 0, 0] ^= 1
+    return dataclasses.replace(volume, **{what: values})
+
+
+def test_resuming_on_other_volumes_is_refused(tiny_settings, volumes, another):
+    settings = dataclasses.replace(tiny_settings, steps=2)
+    train(settings, volumes[:2], volumes[2:])
+    moved = dataclasses.replace(volumes[0], name="elsewhere/bar 0")
+    train(settings, [moved, volumes[1]], volumes[2:], resume=True)
+    for training, held, named in (
+        (volumes, [], "trains on: bar 2 not among those of then"),
+        ([volumes[0], volumes[2]], [volumes[1]], "bar 2 not .* then, bar 1 not .* now"),
+        (volumes[:2], [another], "holds out: bar 3 not .* bar 2 not"),
+        ([volumes[0], changed(volumes[1], "image")], volumes[2:], "bar 1 not among"),
+        ([volumes[0], changed(volumes[1], "labels")], volumes[2:], "other labels"),
+        (volumes[1::-1], volumes[2:], "another order"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            train(settings, training, held, resume=True)
+
+
+def test_what_a_run_began_from_has_seen_is_kept(
+    tiny_settings, volumes, another, tmp_path
+):
+    first = dataclasses.replace(tiny_settings, out=str(tmp_path / "first"), steps=1)
+    start = train(first, volumes[:1]).out / "last"
+    tuned = dataclasses.replace(tiny_settings, init=str(start), steps=1)
+    last = train(tuned, volumes[1:2], volumes[2:]).out / "last"
+    parts = [part_of(v.image, read_checkpoint(last).volumes) for v in volumes]
+    assert parts == ["training", "training", "validation"]
+    assert part_of(another.image, read_checkpoint(last).volumes) == "unseen"
+
+
+def without_volumes(last):
+    path = last / "checkpoint.json"
+    values = json.loads(path.read_text())
+    del values["volumes"]
+    path.write_text(json.dumps(values))
+
+
+def test_an_old_checkpoint_is_resumed_and_says_nothing_of_its_volumes(
+    tiny_settings, volumes, tmp_path
+):
+    settings = dataclasses.replace(tiny_settings, steps=2)
+    last = train(settings, volumes[:2]).out / "last"
+    without_volumes(last)
+    train(settings, volumes[1:], resume=True)
+    more = dataclasses.replace(tiny_settings, out=str(tmp_path / "m"), init=str(last))
+    tuned = train(dataclasses.replace(more, steps=1), volumes[:1]).out / "last"
+    known = read_checkpoint(tuned).volumes
+    assert part_of(volumes[0].image, known) == "training"
+    # What the start had seen is not known.
+    assert part_of(volumes[2].image, known) is None
 
 
 def test_a_checkpoint_older_than_a_setting_is_resumed(tiny_settings, volumes):
@@ -318,7 +377,8 @@ def test_a_checkpoint_removes_only_what_checkpoints_wrote(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"files": []}, {"files": {"weights": {}}}, {"overlap": 5}]
+    "wrong",
+    [{"files": []}, {"files": {"weights": {}}}, {"overlap": 5}, {"volumes": {"a": 1}}],
 )
 def test_a_checkpoint_that_somebody_wrote_is_read_with_care(tmp_path, wrong):
     save_checkpoint(
