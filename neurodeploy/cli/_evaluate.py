@@ -19,11 +19,19 @@ from neurodeploy.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from neurodeploy.data import Found
+    from neurodeploy.data import Found, Part
     from neurodeploy.data._labels import LabelKind
-    from neurodeploy.evaluation import Annotated, BaselineFigures, Evaluation, Figures
+    from neurodeploy.evaluation import (
+        Annotated,
+        BaselineFigures,
+        Evaluation,
+        Figures,
+    )
 
     Kinds = dict[Path, LabelKind]
+
+#: What a table says of a part.
+_SEEN = {"training": "trained on", "validation": "validation", "unseen": "not seen"}
 
 
 @click.command()
@@ -131,6 +139,7 @@ def evaluate(
             opened.predict,
             opened.threshold if threshold is None else threshold,
             on_image=on_image,
+            part_of=opened.part_of,
         )
         name = opened.name
     filters = _filters(found, kinds, unit, voxel_size) if baselines else {}
@@ -160,8 +169,12 @@ def _images(
     from neurodeploy.evaluation import Annotated, draw_line
 
     for pair in found.pairs:
-        kind = kinds.get(pair.annotation, "auto")
-        volume = load_pair(pair, unit=unit, voxel_size_um=size, labels=kind)
+        volume = load_pair(
+            pair,
+            unit=unit,
+            voxel_size_um=size,
+            labels=kinds.get(pair.annotation, "auto"),
+        )
         line = None
         if pair.kind == "tracing":
             tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
@@ -191,19 +204,23 @@ def _print_table(
     from rich.table import Table
 
     table = Table(title=f"{name}, threshold {result.threshold:.3g}")
-    longest = max(len(figures.name) for figures in result.images)
+    rows = [(_marked(figures.name, figures.part), figures) for figures in result.images]
+    longest = max(len(name) for name, _ in rows)
     table.add_column("image", min_width=min(40, longest))
     heads = ["AP", "Dice", "best", "prec.", "recall", "clDice"]
     heads += ["line rec. 2", "3", "line prec. 2", "3", "HD95"]
     for head in heads:
         table.add_column(head, justify="right")
-    for figures in (*result.images, result.pooled):
-        if figures is result.pooled:
+    if len(result.parts) > 1:
+        parts = sorted(result.parts.items())
+        rows += [(_marked("together", part), figures) for part, figures in parts]
+    for text, figures in (*rows, (result.pooled.name, result.pooled)):
+        if len(table.rows) == len(result.images):
             table.add_section()
         v, s = figures.voxels, figures.skeleton
         row = [v.average_precision, v.dice, v.best_dice, v.precision, v.recall]
         row += [s.cl_dice, s.recall_2, s.recall_3, s.precision_2, s.precision_3, s.hd95]
-        table.add_row(figures.name, *("–" if x is None else f"{x:.3f}" for x in row))
+        table.add_row(text, *("–" if x is None else f"{x:.3f}" for x in row))
     for filter_, figure in filters.items():
         values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]
         table.add_row(filter_, *values)
@@ -211,3 +228,23 @@ def _print_table(
     out.print(table)
     if any(f.skeleton.slices for f in result.images):
         out.print("labels lie in single planes: centre lines are judged in 2D")
+    out.print(_said_of_parts(result), highlight=False)
+
+
+def _marked(name: str, part: Part | None) -> str:
+    return name if part is None else f"{name} ({_SEEN[part]})"
+
+
+def _said_of_parts(result: Evaluation) -> str:
+    """How far the figures tell of images that the network has never seen."""
+    total = len(result.images)
+    count = {part: sum(i.part == part for i in result.images) for part in _SEEN}
+    if sum(count.values()) < total:
+        return "the model does not say which images it was trained on"
+    if not count["training"] and not count["validation"]:
+        return "the model was trained on none of these images"
+    return (
+        f"of {total} images the model was trained on {count['training']} and chosen by "
+        f"{count['validation']} (validation): figures of these do not say how well it "
+        "does on others"
+    )

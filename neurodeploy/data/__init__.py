@@ -19,6 +19,7 @@ from neurodeploy.data._pairs import (
     read_tracing,
 )
 from neurodeploy.data._skeleton import mark_skeleton
+from neurodeploy.data._volumes import Part
 
 __all__ = [
     "BACKGROUND",
@@ -30,6 +31,7 @@ __all__ = [
     "Found",
     "Labels",
     "Pair",
+    "Part",
     "Samples",
     "describe_kinds",
     "find_pairs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy.data._volumes import Part, part_of, read_listed
 from neurodeploy.evaluation._evaluate import Predictor
 from neurodeploy_runtime import (
     DeviceError,
@@ -26,11 +27,15 @@ from neurodeploy_runtime.engines._choose import require_device
 
 @dataclass(frozen=True)
 class Model:
-    """A network to be measured: its name, its own threshold, and what it says."""
+    """A network to be measured: its name, its own threshold, and what it says.
+
+    `part_of` tells what it has done with an image: None where it does not know.
+    """
 
     name: str
     threshold: float
     predict: Predictor
+    part_of: Callable[[NDArray[Any]], Part | None]
 
 
 @contextmanager
@@ -57,6 +62,7 @@ def open_model(path: Path | None, engine: EngineSettings) -> Iterator[Model]:
                 f"{bundle.spec.name} ({bundle.path})",
                 bundle.spec.threshold,
                 through_the_bundle,
+                _part_of(bundle.spec.training.get("volumes")),
             )
         return
     from neurodeploy.training import is_checkpoint, load_checkpoint, predict
@@ -86,4 +92,17 @@ def open_model(path: Path | None, engine: EngineSettings) -> Iterator[Model]:
             network, checkpoint.network, image, overlap=checkpoint.overlap[1]
         )
 
-    yield Model(f"{checkpoint.name} ({path})", checkpoint.threshold, through_torch)
+    yield Model(
+        f"{checkpoint.name} ({path})",
+        checkpoint.threshold,
+        through_torch,
+        _part_of(checkpoint.volumes),
+    )
+
+
+def _part_of(volumes: Any) -> Callable[[NDArray[Any]], Part | None]:
+    """What a network that names its volumes has done with an image."""
+    if not volumes:
+        return lambda image: None
+    listed = read_listed(volumes, "the model")
+    return lambda image: part_of(image, listed)

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from neurodeploy._errors import CheckpointError, ConfigError
+from neurodeploy.data._volumes import Listed, read_listed
 from neurodeploy.networks import Network, NetworkConfig, cost
-from neurodeploy.training._volumes import Listed, read_listed
 from neurodeploy_runtime._spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
 from neurodeploy.data import SKELETON, AnnotatedVolume, Samples, mark_skeleton
+from neurodeploy.data._volumes import Listed, listed, require_same
 from neurodeploy.networks import Network
 from neurodeploy.training._checkpoint import (
     Checkpoint,
@@ -35,7 +36,6 @@ from neurodeploy.training._optimiser import (
 )
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
-from neurodeploy.training._volumes import Listed, listed, require_same
 from neurodeploy.transfer import config_for, config_like, load_donor, transfer
 from neurodeploy_runtime._errors import OutputError
 

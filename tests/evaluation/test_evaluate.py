@@ -56,6 +56,9 @@ def test_a_bundle_is_measured(
     assert pooled["voxels"]["voxels"] == 2 * 12 * 40 * 40
     assert [image["name"] for image in values["images"]] == ["data/a.tif", "data/b.tif"]
     assert values["baselines"]["raw intensity"]["average_precision"] == 1.0
+    # A bundle that does not name its volumes marks none.
+    assert values["parts"] == {}
+    assert {image["part"] for image in values["images"]} == {None}
     pictures = sorted(p.name for p in out.glob("*.png"))
     assert pictures == ["data_a.tif.png", "data_b.tif.png"]
     assert run("evaluate", bundle, *words) == 2

@@ -55,6 +55,34 @@ def test_a_file_and_options_train_a_checkpoint(run, folder):
     ]
 
 
+def test_images_that_were_trained_on_are_marked_and_pooled_apart(run, folder, another):
+    out = folder / "run"
+    ended = run(
+        "train", folder / "tiny.toml", "--data", folder / "data", "--out", out,
+        "--validation-share", 0.34,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    all_of_them = ("evaluate", out / "best", "--data", folder / "data")
+    tifffile.imwrite(folder / "data" / "new.tif", another.image)
+    tifffile.imwrite(folder / "data" / "new_mask.tif", another.labels * np.uint8(255))
+    values = json.loads(run(*all_of_them, "--json").out)
+    parts = {image["name"]: image["part"] for image in values["images"]}
+    assert sorted(parts.values()) == ["training", "training", "unseen", "validation"]
+    assert parts["data/new.tif"] == "unseen"
+    assert values["parts"]["unseen"]["voxels"] == values["images"][3]["voxels"]
+    voxels = {part: f["voxels"]["voxels"] for part, f in values["parts"].items()}
+    assert voxels["training"] == 2 * voxels["unseen"] == 2 * voxels["validation"]
+    assert values["pooled"]["voxels"]["voxels"] == sum(voxels.values())
+    table = run(*all_of_them).out
+    assert "data/new.tif (not seen)" in table
+    assert table.count("(trained on)") == 3  # two images, and both together
+    assert "of 4 images the model was trained on 2 and chosen by 1" in table
+    # A resume on the folder as it is now would train on what was held out.
+    again = run("train", "--resume", "--out", out)
+    assert again.code == 2
+    assert "other volumes" in again.err
+
+
 def test_a_finished_run_is_resumed_to_more_by_its_own_settings_only(run, folder):
     out = folder / "run"
     run("train", folder / "tiny.toml", "--data", folder / "data", "--out", out)

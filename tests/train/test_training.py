@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
+from neurodeploy.data._volumes import part_of
 from neurodeploy.networks import Network, NetworkConfig
 from neurodeploy.training import (
     LossSettings,
@@ -26,7 +27,6 @@ from neurodeploy.training import (
 from neurodeploy.training import _loop as loop
 from neurodeploy.training._checkpoint import Checkpoint, load_weights, save_checkpoint
 from neurodeploy.training._optimiser import RunningAverage
-from neurodeploy.training._volumes import part_of
 from neurodeploy_runtime._errors import OutputError
 
 KILLED = """

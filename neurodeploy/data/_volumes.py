@@ -10,9 +10,9 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from neurodeploy._errors import CheckpointError
-from neurodeploy.data import NEURITE, SKELETON, AnnotatedVolume
+from neurodeploy.data._dataset import NEURITE, SKELETON, AnnotatedVolume
 
-#: What a model has done with an image: learned from it, chosen its checkpoint and
+#: What a run has done with an image: learned from it, chosen its checkpoint and
 #: threshold by it, or neither.
 Part = Literal["training", "validation", "unseen"]
 
