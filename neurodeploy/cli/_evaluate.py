@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -219,7 +220,8 @@ def _print_table(
             table.add_section()
         v, s = figures.voxels, figures.skeleton
         row = [v.average_precision, v.dice, v.best_dice, v.precision, v.recall]
-        row += [s.cl_dice, s.recall_2, s.recall_3, s.precision_2, s.precision_3, s.hd95]
+        row += [s.cl_dice, s.recall_2, s.recall_3, s.precision_2, s.precision_3]
+        row.append(math.inf if s.hd95_infinite else s.hd95)
         table.add_row(text, *("–" if x is None else f"{x:.3f}" for x in row))
     for filter_, figure in filters.items():
         values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]

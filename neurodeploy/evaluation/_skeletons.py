@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,10 @@ class SkeletonFigures:
     was found, `precision_2` that of the found centre line within 2 voxels of the
     true mask; likewise at 3. `cl_dice` is Shit et al., CVPR 2021, equation 3. `hd95`
     is the larger of the two directions' 95th percentiles of distances between
-    surfaces. `slices` says that labels lie in single planes only, each judged in 2D.
+    surfaces; where more than 5 % of either lead from a surface to a side that is
+    empty, it is infinite, and None here. `hd95_empty` counts the volumes (planes,
+    with `slices`) of which one side alone is empty. `slices` says that labels lie in
+    single planes only, each judged in 2D.
     """
 
     cl_dice: float | None
@@ -36,6 +40,12 @@ class SkeletonFigures:
     precision_3: float | None
     hd95: float | None
     slices: bool
+    hd95_empty: int = 0
+
+    @property
+    def hd95_infinite(self) -> bool:
+        """Whether `hd95` is None because it is infinite."""
+        return self.hd95 is None and self.hd95_empty > 0
 
 
 class SkeletonTally:
@@ -49,6 +59,7 @@ class SkeletonTally:
         self.precise: list[Mask] = []
         self.surface: list[NDArray[np.float32]] = []
         self.surface_back: list[NDArray[np.float32]] = []
+        self.empty = 0
 
     def add(
         self, found: Mask, labels: NDArray[np.uint8], centre_line: Mask | None = None
@@ -77,6 +88,7 @@ class SkeletonTally:
         self.precise += other.precise
         self.surface += other.surface
         self.surface_back += other.surface_back
+        self.empty += other.empty
 
     def _add(
         self, found: Mask, labels: NDArray[np.uint8], centre_line: Mask | None
@@ -90,9 +102,10 @@ class SkeletonTally:
         self.sensitive.append(found[line])
         self.precise.append(truth[found_line])
         edge_found, edge_truth = _surface(found & known), _surface(truth)
-        if edge_found.any() and edge_truth.any():
-            self.surface.append(_distance(edge_truth)[edge_found])
-            self.surface_back.append(_distance(edge_found)[edge_truth])
+        # To an empty side every distance is infinite.
+        self.surface.append(_distance(edge_truth)[edge_found])
+        self.surface_back.append(_distance(edge_found)[edge_truth])
+        self.empty += bool(edge_found.any()) != bool(edge_truth.any())
 
     def figures(self) -> SkeletonFigures:
         """Figures of everything gathered."""
@@ -103,10 +116,9 @@ class SkeletonTally:
         if sensitivity is not None:
             total = sensitivity + (precision or 0.0)
             cl_dice = 2 * sensitivity * (precision or 0.0) / total if total else 0.0
-        hd95 = None
-        if self.surface:
-            ways = (_joined(self.surface), _joined(self.surface_back))
-            hd95 = max(float(np.percentile(way, 95)) for way in ways)
+        ways = (_joined(self.surface), _joined(self.surface_back))
+        farthest = [_percentile_95(way) for way in ways if way.size]
+        hd95 = max(farthest) if farthest and max(farthest) < np.inf else None
         return SkeletonFigures(
             cl_dice=cl_dice,
             recall_2=_mean(to_found <= 2),
@@ -115,6 +127,7 @@ class SkeletonTally:
             precision_3=_mean(to_truth <= 3),
             hd95=hd95,
             slices=self.slices,
+            hd95_empty=self.empty,
         )
 
 
@@ -155,6 +168,15 @@ def _distance(mask: Mask) -> NDArray[np.float32]:
     if not mask.any():
         return np.full(mask.shape, np.inf, np.float32)
     return np.asarray(distance_transform_edt(~mask), np.float32)
+
+
+def _percentile_95(distances: NDArray[np.float32]) -> float:
+    """As `np.percentile`, which between a number and infinity gives NaN."""
+    rank = math.ceil(0.95 * (len(distances) - 1))
+    finite = distances[np.isfinite(distances)]
+    if rank >= len(finite):
+        return math.inf
+    return float(np.percentile(np.minimum(distances, finite.max()), 95))
 
 
 def _surface(mask: Mask) -> Mask:

@@ -65,6 +65,29 @@ def test_a_bundle_is_measured(
     assert "not empty" in capsys.readouterr().err
 
 
+def test_a_missed_image_is_infinitely_far_in_table_and_json(
+    make_identity_bundle: Callable[..., Bundle],
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dark = np.random.default_rng(1).integers(20, 60, (12, 40, 40)).astype(np.uint8)
+    dark[0, 0, 0] = 250  # what is found lies where nothing is
+    labels = tifffile.imread(data / "b_mask.tif") // 255
+    labels[0] = 255
+    tifffile.imwrite(data / "b.tif", dark, photometric="minisblack")
+    tifffile.imwrite(data / "b_mask.tif", labels, photometric="minisblack")
+    bundle = make_identity_bundle(tile=(8, 16, 16)).path
+    words = ("--data", data, "--engine", "onnxruntime", "--threshold", 0.9)
+    assert run("evaluate", bundle, *words, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    found = [image["skeleton"] for image in figures["images"]]
+    assert [f["hd95_empty"] for f in found] == [0, 1]
+    assert found[1]["hd95"] is None
+    assert figures["pooled"]["skeleton"]["hd95"] is None
+    assert run("evaluate", bundle, *words, "--quiet") == 0
+    assert capsys.readouterr().out.count(" inf ") == 2
+
+
 def test_images_of_one_name_in_two_folders_have_a_picture_each(
     make_identity_bundle: Callable[..., Bundle], tmp_path: Path, data: Path
 ) -> None:

@@ -1,5 +1,8 @@
 """Figures over labelled voxels, held to the libraries that define them."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +109,27 @@ def test_distances_decide() -> None:
     assert figures.recall_3 == 1.0
     assert figures.cl_dice == 0.0
     assert figures.hd95 == 4.0
+
+
+def test_an_image_where_nothing_is_found_is_infinitely_far() -> None:
+    nothing, truth = np.zeros(bar(20).shape, bool), bar(20).astype(np.uint8)
+    for found, labels in ((nothing, truth), (bar(20), 0 * truth)):
+        tally = SkeletonTally()
+        tally.add(found, labels)
+        assert (tally.figures().hd95, tally.figures().hd95_empty) == (None, 1)
+        assert tally.figures().hd95_infinite
+        json.dumps(asdict(tally.figures()), allow_nan=False)
+        perfect = SkeletonTally()
+        perfect.add(bar(20), truth)
+        tally.merge(perfect)
+        assert tally.figures().hd95_infinite
+        # One in forty is less than the 5 % that a 95th percentile looks past.
+        for _ in range(38):
+            tally.merge(perfect)
+        assert (tally.figures().hd95, tally.figures().hd95_empty) == (0.0, 1)
+    neither = SkeletonTally()
+    neither.add(nothing, 0 * truth)
+    assert (neither.figures().hd95, neither.figures().hd95_infinite) == (None, False)
 
 
 def test_a_missing_half_is_half_the_recall() -> None:
