@@ -94,15 +94,17 @@ def evaluate(
 
     MODEL is a bundle or a checkpoint; without it, the bundle that ships. It may also
     be a tracing (.swc), which is compared with the tracing that --data names: ESA, DSA
-    and PDS as Vaa3D defines them.
+    and PDS as Vaa3D defines them, in voxels.
     """
     if model is not None and model.suffix.lower() in (".swc", ".eswc"):
         refuse_without(
             "a network",
-            *("output", "threshold", "baselines", "unit", "voxel_size", "labels"),
+            *("output", "threshold", "baselines", "labels"),
             *engine,
         )
-        _print_distances(model, data)
+        if unit == "voxel":
+            refuse_without("--unit um", "voxel_size")
+        _print_distances(model, data, unit, voxel_size)
         return
     from neurodeploy.data import describe_kinds, find_pairs, label_kinds
     from neurodeploy.evaluation import evaluate as measure
@@ -192,11 +194,33 @@ def _filters(
     return {name: baseline_figures(volumes, score) for name, score in BASELINES.items()}
 
 
-def _print_distances(tracing: Path, truth: Path) -> None:
+def _print_distances(
+    tracing: Path, truth: Path, unit: Any, size: tuple[float, float, float] | None
+) -> None:
+    from neurodeploy._errors import DataError
     from neurodeploy.morphology import read_swc, tracing_distances
 
-    found = tracing_distances(read_swc(truth), read_swc(tracing))
-    click.echo(json.dumps(found.to_json(), indent=1))
+    found = []
+    sizes = []
+    for path in (truth, tracing):
+        read = read_swc(path)
+        if unit == "um" or read.voxel_size_um is not None:
+            own = read.voxel_size_um or size
+            if own is None:
+                raise DataError(
+                    f"{path} is in micrometres and does not say the voxel size: give "
+                    "it with --voxel-size"
+                )
+            read = read.to_voxels(own)
+            sizes.append(own)
+        found.append(read)
+    if len(set(sizes)) > 1:
+        raise DataError(
+            f"{truth} is of voxels of {sizes[0]} µm (z, y, x) and {tracing} of "
+            f"{sizes[1]}: compare tracings of one image"
+        )
+    distances = tracing_distances(found[0], found[1])
+    click.echo(json.dumps(distances.to_json(), indent=1))
 
 
 def _print_table(

@@ -71,7 +71,8 @@ class Morphology:
     def to_voxels(self, voxel_size_um: tuple[float, float, float]) -> Morphology:
         """The same in voxels, where the file is in micrometres.
 
-        Radii are divided by the mean of the y and x size.
+        Radii are divided by the mean of the y and x size. The voxel size is let go
+        of: to a reader it says that coordinates are in micrometres.
         """
         if not all(s > 0 for s in voxel_size_um):
             raise SettingsError(
@@ -83,7 +84,7 @@ class Morphology:
             self,
             position=self.position / size,
             radius=self.radius / size[1:].mean(),
-            voxel_size_um=voxel_size_um,
+            voxel_size_um=None,
         )
 
     def moved(self, by: tuple[float, float, float]) -> Morphology:

@@ -72,10 +72,13 @@ def test_a_tracing_is_not_measured_with_options_of_a_network(
     swc = tmp_path / "a.swc"
     swc.write_text("1 2 0 0 0 1 -1\n2 2 9 0 0 1 1\n")
     assert run("evaluate", swc, "--data", swc).code == 0
-    for words in (("--unit", "um"), ("-o", tmp_path / "out"), ("--threads", "2")):
+    for words in (("--labels", "mask"), ("-o", tmp_path / "out"), ("--threads", "2")):
         ended = run("evaluate", swc, "--data", swc, *words)
         assert ended.code == 2
         assert "does nothing without a network" in ended.err
+    ended = run("evaluate", swc, "--data", swc, "--voxel-size", "2,1,1")
+    assert ended.code == 2
+    assert "does nothing without --unit um" in ended.err
 
 
 @pytest.mark.parametrize("device", ["gpu", "cud:0", "cuda:0,cuda:1"])

@@ -112,6 +112,26 @@ def test_tracings_are_compared(
     assert json.loads(capsys.readouterr().out)["esa"] == 3.0
 
 
+def test_tracings_are_compared_in_voxels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    um = "1 2 0 3 0 1 -1\n2 2 10 3 0 1 1"
+    one, two, three = (tmp_path / f"{name}.swc" for name in ("one", "two", "three"))
+    one.write_text("1 2 0 0 0 1 -1\n2 2 20 0 0 1 1\n")
+    two.write_text(f"# Voxel separation (x,y,z): 0.5, 0.5, 2.0\n{um}")
+    three.write_text(f"# Voxel separation (x,y,z): 0.5, 0.5, 1.0\n{um}")
+    assert run("evaluate", one, "--data", two) == 0
+    assert json.loads(capsys.readouterr().out)["esa"] == 6.0
+    words = ("--unit", "um", "--voxel-size", "2,0.5,0.5")
+    two.write_text(um)
+    assert run("evaluate", two, "--data", one, *words) == 0
+    assert json.loads(capsys.readouterr().out)["pds"] == 1.0
+    assert run("evaluate", one, "--data", two, "--unit", "um") == 2
+    assert "--voxel-size" in capsys.readouterr().err
+    assert run("evaluate", two, "--data", three, *words) == 2
+    assert "tracings of one image" in capsys.readouterr().err
+
+
 def test_wrong_requests_are_one_sentence(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

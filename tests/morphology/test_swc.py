@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neurodeploy.data import Pair, read_tracing
 from neurodeploy.morphology import Morphology, read_swc, write_swc
 from neurodeploy_runtime import InputError, OutputError
 
@@ -71,6 +72,14 @@ def test_voxel_size_of_snt_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         tree.to_voxels((2.0, 0.5, 0.5)).position, [[2, 2, 2], [2, 2, 4]]
     )
+
+
+def test_a_tracing_in_voxels_is_written_and_read_as_one(tmp_path: Path) -> None:
+    head = "# Voxel separation (x,y,z): 0.5, 0.5, 2.0"
+    tree = read_swc(written(tmp_path, head, "1 2 1 1 10 1 -1", "2 2 2 1 10 1 1"))
+    write_swc(tmp_path / "voxels.swc", tree.to_voxels((2.0, 0.5, 0.5)))
+    pair = Pair(tmp_path / "absent.tif", tmp_path / "voxels.swc", "tracing")
+    np.testing.assert_array_equal(read_tracing(pair).position[0], [5, 2, 2])
 
 
 @pytest.mark.parametrize(
