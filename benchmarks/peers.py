@@ -5,8 +5,9 @@
 
 From a TIFF to a mask in a TIFF; every run in a process of its own, all in turn,
 repeated. MONAI with torch in fp32 runs again right before each other variant, and the
-ratio is taken between these two. Prints seconds, ratios, memory over what the process
-held before, and agreement with torch in fp32: of labels in the same tiling, so that it
+ratio is taken between these two. Prints seconds, ratios, tiles that each one ran, the
+peak of the process's memory with libraries and weights in it (what an engine keeps from
+its first tile on is its own), and agreement with torch in fp32: of labels in the same tiling, so that it
 is the engine that is compared and not the blending. A run during which the host of a
 virtual machine gave more than `--stolen` of its time to others is made again with the
 one before it, up to `--tries` times, whatever they measured. The least disturbed pair
@@ -20,7 +21,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -82,9 +83,16 @@ def torch_network(values: dict[str, Any], precision: str, compiled: bool) -> Any
 
 
 def torch_tile(values: dict[str, Any], network: Any) -> Callable[[], object]:
+    """The network on one tile, made as MONAI makes it.
+
+    It is a view of a volume, under inference mode: compiled code is for a tensor's
+    strides and its kind, and would be made anew in the run that is timed.
+    """
     import torch
 
-    voxels = torch.rand(1, 1, *(values["size"]["tile"],) * 3)
+    corner = (..., *(slice(values["size"]["tile"]),) * 3)
+    with torch.inference_mode():
+        voxels = torch.rand(1, 1, *values["shape"])[corner]
 
     def run() -> object:
         with torch.inference_mode():
@@ -125,7 +133,7 @@ def monai(precision: str, compiled: bool = False) -> Callable[[dict[str, Any]], 
                 )
             _write(values, result[0, 0].numpy())
 
-        return run, torch_tile(values, network), None
+        return run, torch_tile(values, network), values["tiles"]
 
     return make
 
@@ -164,7 +172,7 @@ def nnunet(values: dict[str, Any]) -> Any:
             result = predictor.predict_sliding_window_return_logits(voxels)
         _write(values, result[0].float().numpy())
 
-    return run, torch_tile(values, network), None
+    return run, torch_tile(values, network), values["tiles"]
 
 
 def torch_em(values: dict[str, Any]) -> Any:
@@ -200,7 +208,13 @@ def torch_em(values: dict[str, Any]) -> Any:
             )
         _write(values, output)
 
-    return run, torch_tile(values, network), None
+    return run, torch_tile(values, network), cropped_tiles(values["shape"], tile, halo)
+
+
+def cropped_tiles(shape: Sequence[int], tile: int, halo: int) -> int:
+    """Tiles of `predict_with_halo`: what is left of them without halos lies edge to
+    edge, also where the volume was sized for tiles that overlap."""
+    return prod(-(-extent // (tile - 2 * halo)) for extent in shape)
 
 
 def ours(engine: str, precision: str, which: str = "bundle") -> Any:
@@ -250,7 +264,8 @@ def _segmenting(values: dict[str, Any], segmenter: Segmenter) -> Any:
         }
 
     engine = segmenter.engines[0]
-    return run, lambda: tile_seconds(engine, 1), segmenter.bundle
+    tiles = values["tiles_of"][str(segmenter.bundle.path)]
+    return run, lambda: tile_seconds(engine, 1), tiles
 
 
 #: Name; the module that it needs; how it is made.
@@ -282,7 +297,7 @@ def job(values: dict[str, Any]) -> None:
     """One run of one variant, in this process."""
     _, make = (VARIANTS | DEFAULTS)[values["variant"]]
     try:
-        run, tile, bundle = make(values)
+        run, tile, tiles = make(values)
     except DeviceError as error:
         answer({"error": str(error)})
         return
@@ -295,7 +310,6 @@ def job(values: dict[str, Any]) -> None:
     before = _alone(tile)
     details, figures = metered(run)
     alone = statistics.median(before + _alone(tile))
-    tiles = values["tiles"] if bundle is None else values["tiles_of"][str(bundle.path)]
     answer(
         {
             **figures,
@@ -542,6 +556,7 @@ def _row(
         "mvoxel_per_s": spread([voxels / r["wall_s"] / 1e6 for r in found]),
         "over_monai_fp32": spread(times) if REFERENCE in runs else None,
         "over_monai_bf16": over_half,
+        "reference_s": spread([r["reference_s"] for r in found]),
         "tile_s": spread([r["tile_s"] for r in found]),
         "tiles": found[0]["tiles"],
         "over_tiles": spread([r["over_tiles"] for r in found]),
@@ -575,8 +590,9 @@ def show(rows: list[dict[str, Any]]) -> str:
             "Mvoxel/s",
             "× MONAI fp32",
             "× MONAI bf16",
+            "tiles",
             "wall / tiles alone",
-            "peak MiB",
+            "process MiB",
             "labels / Dice",
         ],
         [
@@ -586,8 +602,9 @@ def show(rows: list[dict[str, Any]]) -> str:
                 f"{r['mvoxel_per_s']['median']:.3f}",
                 ratio(r["over_monai_fp32"]),
                 ratio(r["over_monai_bf16"]),
+                r["tiles"],
                 ratio(r["over_tiles"]),
-                f"{r['peak_bytes']['median'] / 2**20:.0f}",
+                f"{r['peak_rss_bytes'] / 2**20:.0f}",
                 labels(r),
             ]
             for r in rows
