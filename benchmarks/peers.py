@@ -7,11 +7,12 @@ From a TIFF to a mask in a TIFF; every run in a process of its own, all in turn,
 repeated. MONAI with torch in fp32 runs again right before each other variant, and the
 ratio is taken between these two. Prints seconds, ratios, tiles that each one ran, the
 peak of the process's memory with libraries and weights in it (what an engine keeps from
-its first tile on is its own), and agreement with torch in fp32: of labels in the same tiling, so that it
-is the engine that is compared and not the blending. A run during which the host of a
-virtual machine gave more than `--stolen` of its time to others is made again with the
-one before it, up to `--tries` times, whatever they measured. The least disturbed pair
-counts, where no turn has a better one, and the result says how much was stolen.
+its first tile on is its own), and agreement with torch in fp32: of labels in the same
+tiling, so that it is the engine that is compared and not the blending. A run during
+which the host of a virtual machine gave more than `--stolen` of its time to others is
+made again with the one before it, up to `--tries` times, whatever they measured. The
+least disturbed pair counts, where no turn has a better one, and the result says how
+much was stolen.
 """
 
 from __future__ import annotations

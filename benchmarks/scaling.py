@@ -49,6 +49,11 @@ from neurodeploy_runtime.measure import agreement, tile_seconds
 Shape = tuple[int, int, int]
 
 PARTS = ("size", "overlap", "tile", "batch", "format", "depth", "cap", "seams")
+#: Overlaps that are compared, the largest first.
+OVERLAPS = (0.5, 0.375, 0.25, 0.125, 0.0)
+#: Tiles along each axis without overlap. Of fewer, some of these overlaps need equally
+#: many tiles, and would seem to cost the same: 3 do at 0.25 and at 0.125.
+ACROSS = 5
 SUFFIXES = {
     "TIFF": ".tif",
     "OME-Zarr": ".ome.zarr",
@@ -204,6 +209,12 @@ class Bench:
             save(f"scaling-{part}", {**more, "rows": rows}, self.started)
 
 
+def covered(tile: Shape) -> Shape:
+    """A volume of which every overlap needs another number of tiles."""
+    z, y, x = tile
+    return ACROSS * z, ACROSS * y, ACROSS * x
+
+
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Exponent of y against x."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
@@ -252,9 +263,9 @@ def size(bench: Bench) -> None:
 
 
 def overlap(bench: Bench) -> None:
-    shape: Shape = (40, 40, 40) if bench.options.tiny else (384, 384, 384)
+    shape = covered(bench.tile)
     rows = []
-    for share in (0.0, 0.125, 0.25, 0.375, 0.5):
+    for share in reversed(OVERLAPS):
         rows.append({"overlap": share, **bench.run(shape, overlap=share)})
     bench.keep("overlap", rows)
     print(
@@ -457,13 +468,12 @@ def seams(bench: Bench) -> None:
     from neurodeploy.simulate import SampleSettings, write_sample
 
     bundle = load_bundle(bench.options.model)
-    shape: Shape = tuple(3 * n for n in bundle.spec.tile)  # type: ignore[assignment]
+    shape = covered(bundle.spec.tile)
     volume = bench.folder / "simulated.tif"
     truth = bench.folder / "truth.tif"
     write_sample(volume, SampleSettings(shape, seed=5), truth=truth)
-    shares = (0.5, 0.375, 0.25, 0.125, 0.0)
     rows = []
-    for share in shares:
+    for share in OVERLAPS:
         output = bench.folder / f"seams-{share}.tif"
         settings = SegmentSettings(overlap=share)
         with open_volume(volume) as source, Segmenter(bundle, settings) as segmenter:

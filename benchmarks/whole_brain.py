@@ -55,6 +55,7 @@ class Ended:
     tiles: int
     redundancy: float
     read_bytes: int
+    written_bytes: int
     read_s: float
     limit: str
 
@@ -88,7 +89,8 @@ def simulate(
             axis.reads(layers[-1], shape[0])[1] - axis.reads(layers[0], shape[0])[0]
         )
     read = planes * shape[1] * shape[2] * voxel_bytes
-    written = prod(shape)
+    # With its coarser levels; as if nothing could be compressed.
+    written = required_bytes("ome-zarr", shape, "uint8")
     compute_s = max(tiles) * machine.tile_s
     storage_s = (read + written) / storage
     seconds = max(compute_s, storage_s)
@@ -107,6 +109,7 @@ def simulate(
         tiles=sum(tiles),
         redundancy=sum(tiles) * prod(plan.tile) / prod(shape),
         read_bytes=read,
+        written_bytes=written,
         read_s=storage_s,
         limit=limit,
     )
@@ -232,7 +235,8 @@ Written by `python benchmarks/whole_brain.py` from `results/peers.json` and
 `results/whole_brain.json`; not typed. The planner's own grid and shares are walked for
 the real shapes; what is simulated is time: tiles of the busiest worker times the
 measured wall time of a tile (all stages included), or all bytes over the storage's
-bandwidth, whichever is longer. Cost: {price} per hour and machine of the kind that was
+bandwidth, whichever is longer: those that are read, and those of OME-Zarr output with
+its pyramid before compression. Cost: {price} per hour and machine of the kind that was
 measured ({cpu}, {cores} cores), a parameter. Rows marked *assumed* take the rate as
 given and say what storage and shares then allow; no GPU was measured for this page.
 

@@ -73,3 +73,12 @@ def test_more_workers_are_never_slower_and_storage_is_a_floor() -> None:
     slow = whole_brain.simulate(machine, shape, 64, 1e6, 2)
     assert slow.limit == "storage"
     assert slow.seconds == pytest.approx(slow.read_s)
+
+
+def test_what_the_storage_takes_holds_the_coarser_levels() -> None:
+    machine = whole_brain.Machine("m", 0.1, (96, 96, 96), 0.25, measured=True)
+    shape = (1000, 1000, 1000)
+    ended = whole_brain.simulate(machine, shape, 1, 1e9, 2)
+    # An eighth, a sixty-fourth and so on beside the volume itself.
+    assert ended.written_bytes > 1.14e9
+    assert ended.read_s == (ended.read_bytes + ended.written_bytes) / 1e9
