@@ -43,6 +43,7 @@ def stamp() -> dict[str, Any]:
         },
         "versions": libraries,
         "commit": commit(),
+        "dirty": dirty(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         # Where somebody's folders lie is nobody's business.
         "command": " ".join(
@@ -118,6 +119,23 @@ def commit() -> str | None:
         text=True,
     )
     return found.stdout.strip() or None
+
+
+def dirty(checkout: Path = Path(__file__).parents[1]) -> bool | None:
+    """Whether what ran differs from that commit; None where git does not say.
+
+    What runs write themselves, the results, does not count.
+    """
+    found = subprocess.run(
+        [
+            *("git", "status", "--porcelain", "--untracked-files=no", "--"),
+            *(".", ":(exclude)benchmarks/results"),
+        ],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    return bool(found.stdout.strip()) if found.returncode == 0 else None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

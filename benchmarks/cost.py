@@ -13,9 +13,10 @@ on the same voxels has to give what it is known to give.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,37 @@ NETWORKS = {
 }  # fmt: skip
 #: Average precision of raw intensity over the cubes' labelled voxels.
 RAW = 0.8755
+
+
+def config_of(name):
+    """A network's configuration as a result holds it."""
+    return json.loads(json.dumps(asdict(NETWORKS[name])))
+
+
+def require_the_same_networks(rows):
+    """Refuse to set times of other networks beside figures that were trained.
+
+    Raises
+    ------
+    SystemExit
+        A network is of another configuration now, or its result does not say of which.
+    """
+    for row in rows:
+        name = row["network"]
+        now = config_of(name) if name in NETWORKS else {}
+        then = row.get("config")
+        if then is None:
+            raise SystemExit(
+                f"results/cost.json does not say how its network {name!r} was "
+                "configured, so its time cannot be taken again: run without --times"
+            )
+        changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+        if changed:
+            raise SystemExit(
+                f"the network {name!r} of results/cost.json had another "
+                f"{', '.join(changed)}: its time cannot be set beside figures of "
+                "that one; run without --times, which trains all of them anew"
+            )
 
 
 def score(cubes, answers):
@@ -96,6 +128,7 @@ def trained(options):
         rows.append(
             {
                 "network": name,
+                "config": config_of(name),
                 "kflop_per_voxel": price.flop_per_voxel / 1e3,
                 "parameters": price.parameters,
                 "average_precision": found.average_precision,
@@ -120,6 +153,7 @@ def main():
     started = stamp()
     if options.times:
         before = load("cost")
+        require_the_same_networks(before["rows"])
         rows, volumes, raw = before["rows"], before["volumes"], before["raw"]
         options.steps = before["steps"]
     else:

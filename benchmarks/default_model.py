@@ -1,4 +1,4 @@
-"""The default model on what it never saw, and on its own cubes made worse.
+"""The default model's recipe on held-out halves of its cubes, and itself on others.
 
     python benchmarks/default_model.py RUN CUBES [--image FILE --tracing SWC]
 
@@ -23,11 +23,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from _results import save, stamp, table
+from _quality import METHODS, row, text
+from _results import save, stamp
 from scipy import ndimage
 
 from neurodeploy.data import IGNORE, AnnotatedVolume
@@ -52,8 +53,6 @@ SIMULATED = {
     "simulated, 0.3 %, bright": ((0.001, 0.005), (20, 50)),
     "simulated, any": (LIGHT_SHEET.neurite_share, LIGHT_SHEET.contrast),
 }
-METHODS = ("raw intensity", "white top-hat, σ 6")
-HEAD = ["asked of", "axon", "AP", "best Dice", "at", "Dice", "raw", "top-hat"]
 
 Ask = Callable[..., np.ndarray]
 
@@ -126,20 +125,6 @@ def figures(
     return found
 
 
-def row(name: str, found: dict) -> list[str]:
-    raw, hat = (found[method] for method in METHODS)
-    return [
-        name,
-        f"{found['axon_share']:.1%}",
-        f"{found['average_precision']:.3f}",
-        f"{found['best_dice']:.3f}",
-        f"{found['best_threshold']:.2f}",
-        f"{found['dice']:.3f}",
-        f"{raw['average_precision']:.2f} / {raw['best_dice']:.2f}",
-        f"{hat['average_precision']:.2f} / {hat['best_dice']:.2f}",
-    ]
-
-
 def traced(ask: Ask, image: Path, tracing: Path, threshold: float) -> dict[str, float]:
     """Shares of a tracing near the mask, and of the mask near the tracing."""
     with open_volume(image) as source:
@@ -190,6 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     started = stamp()
     ask, threshold = asker(options.run / "latest")
+    network = asdict(load_checkpoint(options.run / "latest")[1].network)
     halves = [asker(options.run / f"half-{half}" / "last")[0] for half in (0, 1)]
     cubes = read_cubes(options.cubes)
     rng = np.random.default_rng(0)
@@ -220,22 +206,17 @@ def main() -> None:
     expected = written["held_out_halves"]["average_precision"]
     here = found["cubes, normalised by themselves"]["average_precision"]
     assert abs(here - expected) < 2e-3, (here, expected)
-    values = {"threshold": threshold, "figures": found}
-    grid = table(HEAD, [row(name, values) for name, values in found.items()])
-    text = (
-        f"**The default model on what it never saw** (the model's threshold is "
-        f"{threshold:.2f}; Dice at it, and the best one)\n\n{grid}"
-    )
+    values = {
+        "threshold": threshold,
+        "network": network,
+        "five_folds": written.get("five_folds"),
+        "figures": found,
+    }
     if options.image is not None:
         near = traced(ask, options.image, options.tracing, threshold)
         values["traced"] = {"image": options.image.name, **near}
-        text += (
-            f"\n\n{options.image.stem}: {near['line_within_3']:.2f} of the tracing "
-            f"within 3 voxels of the mask; {near['mask_within_3']:.2f} and "
-            f"{near['mask_within_8']:.2f} of the mask within 3 and 8 of the tracing."
-        )
-    save("default_model", {**values, "summary": text}, started)
-    print(text)
+    save("default_model", values, started)
+    print(text(values, values["five_folds"]))
 
 
 if __name__ == "__main__":

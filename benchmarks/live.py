@@ -416,7 +416,8 @@ def main() -> None:
     options = parser.parse_args()
     # What other parts found before stays in the file, with its own stamp.
     before = load("live") or {}
-    found = {name: before[name] for name in (*parts, "stamps") if name in before}
+    kept = (*parts, "stamps", "default")
+    found = {name: before[name] for name in kept if name in before}
     started = stamp()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -445,6 +446,8 @@ def main() -> None:
             found.setdefault("stamps", {})[part] = {
                 k: started[k] for k in ("commit", "date", "command", "load_at_start")
             }
+            if part == "rig":
+                found["default"] = {"name": real.spec.name, "digest": real.digest}
             save("live", {"tile": TILE, **found}, started)
             show({part: found[part]})
     draw(found)

@@ -13,10 +13,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import _quality
 from _results import RESULTS, table
+
+from neurodeploy_runtime import default_bundle_path, load_bundle
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- figures:start -->", "<!-- figures:end -->"
@@ -36,9 +40,52 @@ def render(results: Path = RESULTS) -> str:
         if values is None:
             continue
         text = RENDERERS[name](values) if name in RENDERERS else _summary(values)
+        former = of_former_model(values)
+        if text and former:
+            text += f"\n\n*{former}*"
         if text:
             parts.append(f"{text}\n\n<sub>{_origin(values)}</sub>")
     return "\n\n".join(parts)
+
+
+def of_former_model(values: Values) -> str | None:
+    """That a result is of a default model that no longer ships, as a sentence.
+
+    By the bundle's digest where the result holds one, else by the threshold, or by the
+    cost of a voxel; None where it is of the model that ships, or of none.
+    """
+    path = default_bundle_path()
+    if not path.is_dir():
+        return None
+    bundle = load_bundle(path)
+    spec = bundle.spec
+    default = values.get("default") or {}
+    digest = values.get("digest") or default.get("digest")
+    named = values.get("bundle") or default.get("name") or spec.name
+    date = values["date"]
+    if digest is not None:
+        former = named == spec.name and digest != bundle.digest
+    elif "rig" in values:
+        if all(row.get("model") != spec.name for row in values["rig"]):
+            return None
+        date = values.get("stamps", {}).get("rig", values)["date"]
+        return f"Of which default model it is, the result of {date} does not say."
+    elif "threshold" in values:
+        former = values["threshold"] != spec.threshold
+    else:
+        costs = [
+            row["kflop_per_voxel"]
+            for row in values.get("rows", [])
+            if row.get("network") == "default"
+        ]
+        shipped = (spec.flop_per_tile or 0.0) / prod(spec.tile) / 1e3
+        former = any(abs(cost / shipped - 1) > 0.01 for cost in costs)
+    if not former:
+        return None
+    return (
+        f"What this says of the default model is of a former model, {date}; the one "
+        "that ships was not measured since."
+    )
 
 
 def _origin(values: Values) -> str:
@@ -54,7 +101,10 @@ def _origin(values: Values) -> str:
     versions = values["versions"]
     shown = ("torch", "monai", "onnxruntime-gpu", "onnxruntime", "openvino", "numpy")
     libraries = ", ".join(f"{n} {versions[n]}" for n in shown if n in versions)
-    return f"{where}; {libraries}; {values['date']}; `{values['command']}`"
+    command = f"`{values['command']}`"
+    if values.get("dirty"):
+        command += f", with changes that commit {values['commit']} does not hold"
+    return f"{where}; {libraries}; {values['date']}; {command}"
 
 
 def _summary(values: Values) -> str | None:
@@ -72,21 +122,45 @@ def _times(value: Values | None) -> str:
     return f"{value['median']:.2f} ({value['least']:.2f}–{value['most']:.2f})"
 
 
+#: Least times MONAI in fp32, and in bf16, that were asked of a variant.
+ASKED_OVER_FP32 = {
+    "neurodeploy, ONNX Runtime fp32": 1.35,
+    "neurodeploy, OpenVINO fp32": 2.1,
+    "neurodeploy, OpenVINO bf16": 4.2,
+}
+ASKED_OVER_BF16 = {"neurodeploy, OpenVINO bf16": 1.8}
+#: Least times the other network's speed that was asked of the default one, and the most
+#: wall time over tiles that was asked of ours.
+ASKED_OF_DEFAULT = 3.0
+ASKED_OVER_TILES = 1.05
+
+MISSED = " †"
+
+
+def _below(value: Values | None, asked: float | None) -> bool:
+    return value is not None and asked is not None and value["median"] < asked
+
+
 def _peers(values: Values) -> str:
     same = "neurodeploy, torch fp32"
+    by_name = {row["variant"]: row for row in values["rows"]}
     rows = []
     for row in values["rows"]:
+        name = row["variant"]
         labels = row["labels"] or {}
         agreed = f"{labels[same]:.5f}" if same in labels else "–"
+        fp32, bf16 = row["over_monai_fp32"], row["over_monai_bf16"]
+        slow = _ours(name) and row["over_tiles"]["median"] > ASKED_OVER_TILES
         rows.append(
             [
-                row["variant"],
+                name,
                 row["wall_s"]["n"],
                 f"{row['mvoxel_per_s']['median']:.3f}",
-                _times(row["over_monai_fp32"]),
-                _times(row["over_monai_bf16"]),
-                f"{row['over_tiles']['median']:.2f}",
-                f"{row['peak_bytes']['median'] / 2**20:.0f}",
+                _times(fp32) + MISSED * _below(fp32, ASKED_OVER_FP32.get(name)),
+                _times(bf16) + MISSED * _below(bf16, ASKED_OVER_BF16.get(name)),
+                row["tiles"],
+                _times(row["over_tiles"]) + MISSED * slow,
+                f"{row['peak_rss_bytes'] / 2**20:.0f}",
                 agreed,
             ]
         )
@@ -96,7 +170,8 @@ def _peers(values: Values) -> str:
         f"{values['parameters'] / 1e6:.0f} M parameters, "
         f"{values['flop_per_tile'] / 1e9:.0f} GFLOP a tile of "
         f"{values['size']['tile']}³, overlap {values['overlap']}, {size} voxels, "
-        "× is taken against a run right before, with least and most)\n\n"
+        "× is taken against a run right before, with least and most; MiB is the peak "
+        "of the process during the run, libraries and weights in it)\n\n"
         + table(
             [
                 "",
@@ -104,12 +179,74 @@ def _peers(values: Values) -> str:
                 "Mvoxel/s",
                 "× MONAI torch fp32",
                 "× MONAI torch bf16",
+                "tiles",
                 "wall / tiles alone",
-                "MiB over held",
+                "MiB of the process",
                 "labels as torch fp32",
             ],
             rows,
         )
+        + f"\n\n{_asked_of_peers(by_name)}"
+        + _references(values["rows"])
+    )
+
+
+def _ours(name: str) -> bool:
+    """Whether a variant is our tiler around an engine that we ship."""
+    return name.startswith(("neurodeploy, O", "default bundle"))
+
+
+def _asked_of_peers(rows: dict[str, Values]) -> str:
+    """What was asked of the variants that were measured, and what was missed."""
+    told = []
+    for kind, asked in (("fp32", ASKED_OVER_FP32), ("bf16", ASKED_OVER_BF16)):
+        for name, times in asked.items():
+            found = rows.get(name, {}).get(f"over_monai_{kind}")
+            if found is not None:
+                engine = name.removeprefix("neurodeploy, ")
+                told.append(
+                    f"{engine} {times} × MONAI torch {kind}, "
+                    + _told(found["median"], missed=found["median"] < times)
+                )
+    for name in rows:
+        engine = name.removeprefix("default bundle, ")
+        other = rows.get(f"neurodeploy, {engine}")
+        if engine == name or other is None:
+            continue
+        if rows[name]["over_monai_fp32"] and other["over_monai_fp32"]:
+            times = (
+                rows[name]["over_monai_fp32"]["median"]
+                / other["over_monai_fp32"]["median"]
+            )
+            told.append(
+                f"the default bundle {ASKED_OF_DEFAULT:g} × the ViT-S UNETR in "
+                f"{engine}, " + _told(times, missed=times < ASKED_OF_DEFAULT)
+            )
+    walls = [row["over_tiles"]["median"] for name, row in rows.items() if _ours(name)]
+    if walls:
+        above = sum(wall > ASKED_OVER_TILES for wall in walls)
+        told.append(
+            f"wall over tiles alone at most {ASKED_OVER_TILES}, "
+            f"{min(walls):.2f} to {max(walls):.2f}, "
+            + (f"**missed** in {above} of {len(walls)}" if above else "reached")
+        )
+    return f"Asked (†: missed): {'; '.join(told)}." if told else ""
+
+
+def _told(found: float, *, missed: bool) -> str:
+    return f"{found:.2f}, {'**missed**' if missed else 'reached'}"
+
+
+def _references(rows: list[Values]) -> str:
+    """Seconds of the runs that ratios are taken against, where the result has them."""
+    spans = [row["reference_s"] for row in rows if "reference_s" in row]
+    if not spans:
+        return ""
+    least = min(span["least"] for span in spans)
+    most = max(span["most"] for span in spans)
+    return (
+        f" The runs of MONAI in torch fp32 that they are taken against took "
+        f"{least:.1f} to {most:.1f} s."
     )
 
 
@@ -133,7 +270,28 @@ def _tiling(values: Values) -> str:
             ["", "volume", "Mvoxel per CPU-second", "MiB over held", "largest error"],
             rows,
         )
+        + _not_fastest(values["rows"])
     )
+
+
+def _not_fastest(rows: list[Values]) -> str:
+    """Where a peer is as fast as ours or faster, as a sentence."""
+    told = []
+    for size in sorted({row["size"] for row in rows}):
+        rates = {
+            row["tiler"]: row["mvoxel_per_cpu_s"]["median"]
+            for row in rows
+            if row["size"] == size
+        }
+        ours = rates.pop("neurodeploy", None)
+        if ours is None:
+            continue
+        faster = [f"{name} ({rate:.1f})" for name, rate in rates.items() if rate > ours]
+        if faster:
+            told.append(f"at {size}³ {', '.join(faster)} against {ours:.1f}")
+    if not told:
+        return ""
+    return f"\n\nNot the fastest: {'; '.join(told)} Mvoxel per CPU-second."
 
 
 def _cap(values: Values) -> str:
@@ -170,10 +328,15 @@ def _depth(values: Values) -> str:
 
 
 def _size(values: Values) -> str:
-    rows = [row["shape"][0] for row in values["rows"]]
+    rows = sorted(values["rows"], key=lambda row: prod(row["shape"]))
+    costs = [
+        (row["cpu_s"] / prod(row["shape"]) * 1e9, f"{row['shape'][0]}³") for row in rows
+    ]
+    (least, cheapest), (first, small), (last, large) = min(costs), costs[0], costs[-1]
     return (
-        f"**Size**: from {min(rows)}³ to {max(rows)}³, CPU time around the network "
-        f"grows as voxels to the {values['cpu_exponent']:.2f}."
+        f"**Size**: CPU time around the network is {first:.0f} ns a voxel at {small}, "
+        f"{least:.0f} at {cheapest}, where it is least, and {last:.0f} at {large}; "
+        f"over all sizes it grows as voxels to the {values['cpu_exponent']:.2f}."
     )
 
 
@@ -198,7 +361,6 @@ def _seams(values: Values) -> str:
     )
 
 
-#: In the order in which the README shows them.
 def _live(values: Values) -> str:
     rig = {row["plane_shape"][0]: row for row in values["rig"]}
     rows = [
@@ -207,7 +369,9 @@ def _live(values: Values) -> str:
             f"{row['rate_hz']:g}/s",
             f"{row['p50_s'] * 1e3:.2f} / {row['p99_s'] * 1e3:.2f}",
             f"{row['copy_p50_s'] * 1e3:.2f} / {row['copy_p99_s'] * 1e3:.2f}",
-            f"{row['slot_p50_s'] * 1e3:.3f} / {row['slot_p99_s'] * 1e3:.3f}",
+            "–"
+            if "slot_p50_s" not in row
+            else f"{row['slot_p50_s'] * 1e3:.3f} / {row['slot_p99_s'] * 1e3:.3f}",
             f"{path['sustained_hz']:.0f}/s",
             f"{rig[row['side']]['sustained_hz']:.2g}/s",
         ]
@@ -232,6 +396,17 @@ def _live(values: Values) -> str:
     )
 
 
+def _default_model(values: Values) -> str:
+    """With the five folds of its training: of the result, else of the same bundle."""
+    folds = values.get("five_folds")
+    path = default_bundle_path()
+    if folds is None and path.is_dir() and of_former_model(values) is None:
+        figures = load_bundle(path).spec.training.get("figures", {})
+        folds = figures.get("five_folds")
+    return _quality.text(values, folds)
+
+
+#: In the order in which the README shows them.
 RENDERERS: dict[str, Callable[[Values], str | None]] = {
     "peers": _peers,
     "live": _live,
@@ -240,6 +415,7 @@ RENDERERS: dict[str, Callable[[Values], str | None]] = {
     "scaling-depth": _depth,
     "scaling-size": _size,
     "scaling-seams": _seams,
+    "default_model": _default_model,
 }
 
 
