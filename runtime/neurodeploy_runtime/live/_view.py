@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -109,8 +110,12 @@ class LiveView:
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing: a request every 400 ms is no news."""
 
+        class Server(ThreadingHTTPServer):
+            # On Windows this would let a second program take the port, too.
+            allow_reuse_address = sys.platform != "win32"
+
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+            self._server = Server(("127.0.0.1", port), Handler)
         except OSError as error:
             raise SettingsError(
                 f"port {port} cannot be used ({error}): use another, or 0"

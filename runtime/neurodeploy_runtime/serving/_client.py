@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +50,7 @@ class RigClient:
     hello
         What is asked for: the plane's shape and dtype, the policy.
     timeout_s
-        How long connecting, and a push, may take.
+        How long connecting, a push, and an answer of the server may take.
 
     Raises
     ------
@@ -68,6 +69,7 @@ class RigClient:
         timeout_s: float = 30.0,
     ) -> None:
         self.hello = hello
+        self._timeout_s = timeout_s
         self._plane_bytes = hello.height * hello.width * np.dtype(hello.dtype).itemsize
         try:
             self._socket = socket.create_connection((host, port), timeout_s)
@@ -77,28 +79,37 @@ class RigClient:
                 "`neurodeploy serve`"
             ) from None
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Both have a timeout: without one the socket that they share would block, and
+        # a push on it, too.
         self._reader = self._socket.dup()
         self._reader.settimeout(timeout_s)
         self._error: StreamError | None = None
         self._sending = threading.Lock()
         #: What the server refused, while the stream lived on.
         self.refused: list[str] = []
-        self._status: Channel[dict[str, Any]] = Channel(8)
+        self._asking = threading.Lock()
+        self._answered = threading.Condition()
+        self._status: dict[str, Any] | None = None
+        self._ended: BaseException | None = None
         try:
             payload = hello.pack()
             # A server that refuses may have hung up already; its answer is there.
             with contextlib.suppress(ConnectionError):
                 self._send(Header(Kind.HELLO, length=len(payload)), payload)
-            header, answer = self._receive()
+            header, answer = self._receive(time.monotonic() + timeout_s)
             if header.kind != Kind.WELCOME:
                 raise ProtocolError(f"a HELLO was answered by kind {header.kind}")
             self.welcome = Welcome.unpack(answer)
-        except BaseException:
+        except BaseException as error:
             self._socket.close()
             self._reader.close()
+            if isinstance(error, OSError):
+                raise StreamError(
+                    f"what listens at {host}:{port} has hung up ({error}): look whether "
+                    "it is `neurodeploy serve`"
+                ) from None
             raise
         self._planes: Channel[LivePlane] = Channel(self.welcome.outlet_planes)
-        self._reader.settimeout(None)
         self._thread = threading.Thread(target=self._read, name="results", daemon=True)
         self._thread.start()
 
@@ -120,32 +131,38 @@ class RigClient:
                 f"stream of {shape} {self.hello.dtype}: it was not sent"
             )
         index = NEXT if z is None else z
-        try:
-            self._send(
-                Header(Kind.PLANE, index, length=self._plane_bytes), plane_bytes(plane)
-            )
-        except TimeoutError:
-            self.close()
-            raise OverrunError(
-                "the server has not read the plane in time: read planes() in another "
-                "thread, or push more slowly"
-            ) from None
-        except OSError:
-            # What the server said last says more than that the pipe is broken.
-            self._thread.join(1.0)
-            raise self._error or StreamError("the connection is lost") from None
+        header = Header(Kind.PLANE, index, length=self._plane_bytes)
+        self._tell(header, plane_bytes(plane))
 
     def finish(self) -> None:
-        """Say that the stack is complete."""
-        self._send(Header(Kind.FINISH))
+        """Say that the stack is complete; raises as :meth:`push` does."""
+        self._tell(Header(Kind.FINISH))
 
     def status(self) -> dict[str, Any]:
-        """How the stream stands in the server."""
-        self._send(Header(Kind.ASK_STATUS))
-        values = self._status.get()
-        if values is None:
-            raise StreamError("the stream has ended")
-        return values
+        """How the stream stands in the server.
+
+        Raises
+        ------
+        StreamError
+            The stream has ended, or no answer came within `timeout_s`.
+        """
+        with self._asking:
+            with self._answered:
+                self._status = None
+            self._tell(Header(Kind.ASK_STATUS))
+            with self._answered:
+                self._answered.wait_for(
+                    lambda: self._status is not None or self._ended is not None,
+                    self._timeout_s,
+                )
+                if self._status is not None:
+                    return self._status
+                if self._ended is not None:
+                    raise self._ended.with_traceback(None)
+                raise StreamError(
+                    f"the server has not said in {self._timeout_s:g} s how it stands: "
+                    "read planes() in another thread, its answer may lie behind them"
+                )
 
     def planes(self) -> Iterator[LivePlane]:
         """The finished planes, in order, until the last one after :meth:`finish`."""
@@ -154,10 +171,10 @@ class RigClient:
 
     def close(self) -> None:
         """Close the connection; the server stops what it has not finished."""
+        self._error = self._error or StreamError("the client was closed")
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._planes.fail(CancelledError("the client was closed"))
-        self._status.fail(CancelledError("the client was closed"))
+        self._end(CancelledError("the client was closed"))
         if self._thread is not threading.current_thread():
             self._thread.join()
         self._socket.close()
@@ -174,15 +191,38 @@ class RigClient:
     ) -> None:
         self.close()
 
+    def _tell(self, header: Header, payload: bytes | memoryview = b"") -> None:
+        """Send, or say what became of the connection."""
+        try:
+            self._send(header, payload)
+        except TimeoutError:
+            self._error = self._error or OverrunError(
+                "the server has not read the plane in time: read planes() in another "
+                "thread, or push more slowly"
+            )
+            self.close()
+            raise self._error from None
+        except OSError:
+            # What the server said last says more than that the pipe is broken.
+            self._thread.join(1.0)
+            raise self._error or StreamError("the connection is lost") from None
+
+    def _end(self, error: BaseException) -> None:
+        """Whoever waits for something that is to come gets this error."""
+        self._planes.fail(error)
+        with self._answered:
+            self._ended = self._ended or error
+            self._answered.notify_all()
+
     def _send(self, header: Header, payload: bytes | memoryview = b"") -> None:
         with self._sending:
             self._socket.sendall(header.pack())
             if payload:
                 self._socket.sendall(payload)
 
-    def _receive(self) -> tuple[Header, bytes]:
+    def _receive(self, deadline: float | None = None) -> tuple[Header, bytes]:
         data = bytearray(HEADER.size)
-        if not receive_into(self._reader, memoryview(data)):
+        if not receive_into(self._reader, memoryview(data), deadline):
             raise StreamError("the server has closed the connection")
         header = Header.unpack(data, LIMIT_BYTES)
         limit = (
@@ -194,7 +234,7 @@ class RigClient:
             raise ProtocolError(
                 f"the server announces {header.length} bytes of kind {header.kind}"
             )
-        payload = bytes(receive_payload(self._reader, header.length))
+        payload = bytes(receive_payload(self._reader, header.length, deadline))
         if header.kind == Kind.FAILED:
             raise StreamError(f"the server says: {payload.decode(errors='replace')}")
         return header, payload
@@ -206,20 +246,23 @@ class RigClient:
                 if header.kind == Kind.RESULT:
                     self._planes.put(self._plane(header, payload))
                 elif header.kind == Kind.STATUS:
-                    self._status.put(json.loads(payload))
+                    with self._answered:
+                        self._status = json.loads(payload)
+                        self._answered.notify_all()
                 elif header.kind == Kind.REFUSED:
                     self.refused.append(payload.decode(errors="replace"))
                 elif header.kind == Kind.DONE:
                     self._planes.end()
-                    self._status.end()
+                    with self._answered:
+                        self._ended = StreamError("the stream has ended")
+                        self._answered.notify_all()
                     return
         except BaseException as error:
             if not isinstance(error, StreamError | CancelledError):
                 error = StreamError(f"the connection is lost ({error})")
             if isinstance(error, StreamError):
-                self._error = error
-            self._planes.fail(error)
-            self._status.fail(error)
+                self._error = self._error or error
+            self._end(error)
 
     def _plane(self, header: Header, payload: bytes) -> LivePlane:
         shape = (self.hello.height, self.hello.width)

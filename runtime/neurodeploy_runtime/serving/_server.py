@@ -9,6 +9,7 @@ import logging
 import math
 import socket
 import threading
+import time
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 #: How often a thread that waits for a client looks whether it should stop.
 TICK_S = 0.5
+#: How long a new client waits for one that is just going, and has begun to.
+GOING_S = 0.2
+GONE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class ServerSettings:
         The largest payload: a message that announces more ends its connection before
         anything is allocated.
     stall_s
-        How long a client may stop in the middle of a message.
+        How long a message may take from its first byte to its last, and a client until
+        its HELLO; between messages it may be silent.
     unread_s
         How long a client may leave a result unread before it is let go.
     """
@@ -128,7 +133,7 @@ class RigServer:
         family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
         self._socket = socket.socket(family)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, address_option(), 1)
             self._socket.bind((self.settings.host, self.settings.port))
             self._socket.listen(4)
         except OSError as error:
@@ -199,12 +204,25 @@ class RigServer:
                 if not self._stop.is_set():
                     log.error("cannot accept a client: %s", error)
                 continue
-            if self._session is not None:
+            if self._is_busy():
                 _refuse(connection, "another client is being served: try again later")
                 continue
             log.info("client %s", peer)
             self._session = Session(self, connection)
             self._session.start(self._ended)
+
+    def _is_busy(self) -> bool:
+        """Whether a client is being served, and is not just going."""
+        session = self._session
+        if session is None:
+            return False
+        if session.going.wait(GOING_S):
+            deadline = time.monotonic() + GONE_S
+            while self._session is not None and time.monotonic() < deadline:
+                if self._stop.is_set():
+                    break
+                session.join(TICK_S / 10)
+        return self._session is not None
 
     def _ended(self, session: Session) -> None:
         self._served += 1
@@ -222,16 +240,22 @@ class Session:
         self._server = server
         self._settings = server.settings
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A machine that is switched off says no goodbye.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._reader = connection
         self._writer = connection.dup()
         self._reader.settimeout(TICK_S)
         self._writer.settimeout(self._settings.unread_s)
         self._sending = threading.Lock()
         self._stop = threading.Event()
+        #: The client has gone, or is let go.
+        self.going = threading.Event()
         self.live: LiveSegmenter | None = None
         self._sender: threading.Thread | None = None
         self._plane: NDArray[Any] = np.empty(0, np.uint8)
         self._header = bytearray(HEADER.size)
+        #: Until when what is being received must be there.
+        self._deadline = time.monotonic() + self._settings.stall_s
 
     def start(self, ended: Any) -> None:
         """Serve the client, from a thread of its own; `ended` is called after it."""
@@ -242,8 +266,12 @@ class Session:
 
     def close(self) -> None:
         """End the connection."""
-        self._stop.set()
+        self._hang_up()
         self._thread.join()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its end."""
+        self._thread.join(timeout_s)
 
     def _run(self, ended: Any) -> None:
         try:
@@ -259,10 +287,15 @@ class Session:
             log.exception("client let go")
             self._say(Kind.FAILED, f"{type(error).__name__}: {error}")
         finally:
-            self._end_stream()
-            self._writer.close()
-            part_kindly(self._reader)
-            ended(self)
+            self.going.set()
+            try:
+                self._end_stream()
+            except NeurodeployError as error:
+                log.error("a client's stream did not end: %s", error)
+            finally:
+                self._writer.close()
+                part_kindly(self._reader)
+                ended(self)
 
     # -- what the client says --------------------------------------------------
 
@@ -292,6 +325,10 @@ class Session:
     def _next_header(self) -> Header | None:
         """Wait for the next message; None where the client has gone."""
         while not self._stop.is_set():
+            if self.live is None and time.monotonic() > self._deadline:
+                raise ProtocolError(
+                    f"no HELLO came in {self._settings.stall_s:g} s"
+                )
             self._reader.settimeout(TICK_S)
             try:
                 # Peeking keeps a header whole that comes in pieces.
@@ -301,8 +338,8 @@ class Session:
                 continue
             except ConnectionError:
                 return None
-            self._reader.settimeout(self._settings.stall_s)
-            receive_into(self._reader, memoryview(self._header))
+            self._deadline = time.monotonic() + self._settings.stall_s
+            receive_into(self._reader, memoryview(self._header), self._deadline)
             return Header.unpack(self._header, self._settings.limit_bytes)
         return None
 
@@ -311,7 +348,8 @@ class Session:
             raise ProtocolError(
                 f"a HELLO has {HELLO.size} bytes of payload, not {header.length}"
             )
-        hello = Hello.unpack(bytes(receive_payload(self._reader, header.length)))
+        payload = receive_payload(self._reader, header.length, self._deadline)
+        hello = Hello.unpack(bytes(payload))
         pixels = hello.height * hello.width
         if pixels * np.dtype(hello.dtype).itemsize > self._settings.limit_bytes:
             raise SettingsError(
@@ -374,13 +412,8 @@ class Session:
             )
             return
         view = self._plane.reshape(-1).view(np.uint8).data
-        try:
-            if not receive_into(self._reader, view):
-                raise ProtocolError("the connection ended before a plane")
-        except TimeoutError:
-            raise ProtocolError(
-                f"a plane did not come in {self._settings.stall_s:g} s"
-            ) from None
+        if not receive_into(self._reader, view, self._deadline):
+            raise ProtocolError("the connection ended before a plane")
         plane = self._plane
         if np.dtype("=u2") != np.dtype("<u2"):  # a big-endian machine
             plane = plane.byteswap()
@@ -403,7 +436,8 @@ class Session:
         piece = bytearray(min(length, 1 << 20))
         while length:
             n = min(length, len(piece))
-            if not receive_into(self._reader, memoryview(piece)[:n]):
+            part = memoryview(piece)[:n]
+            if not receive_into(self._reader, part, self._deadline):
                 raise ProtocolError("the connection ended before a plane")
             length -= n
 
@@ -466,13 +500,24 @@ class Session:
             self._writer.shutdown(socket.SHUT_RDWR)
 
     def _end_stream(self) -> None:
-        if self.live is not None:
-            self.live.close()
-        if self._sender is not None:
-            if self._stop.is_set():
-                self._hang_up()
-            self._sender.join(self._settings.unread_s + TICK_S)
-        self.live, self._sender = None, None
+        try:
+            if self.live is not None:
+                self.live.close()
+        finally:
+            if self._sender is not None:
+                if self._stop.is_set():
+                    self._hang_up()
+                self._sender.join(self._settings.unread_s + TICK_S)
+            self.live, self._sender = None, None
+
+
+def address_option() -> int:
+    """What lets a server have its port again at once, and no two have the same one.
+
+    On Windows SO_REUSEADDR lets a second server take the port of the first.
+    """
+    exclusive: int | None = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+    return socket.SO_REUSEADDR if exclusive is None else exclusive
 
 
 def _status_text(live: LiveSegmenter) -> str:

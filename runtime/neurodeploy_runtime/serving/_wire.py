@@ -210,26 +210,32 @@ class Welcome:
         return cls(limit, ring, outlet, window, stride, least, most, text)
 
 
-def receive_into(connection: socket.socket, buffer: memoryview) -> bool:
+def receive_into(
+    connection: socket.socket, buffer: memoryview, deadline: float | None = None
+) -> bool:
     """Fill the buffer; False where the peer closed before its first byte.
+
+    The connection has a timeout, or `deadline` (of ``time.monotonic``) sets it; None
+    waits for ever.
 
     Raises
     ------
     ProtocolError
-        The peer closed, or said nothing for the socket's timeout, in the middle.
-    TimeoutError
-        It said nothing at all for the socket's timeout.
+        The peer closed in the middle, or the deadline passed.
     """
     filled = 0
     while filled < len(buffer):
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ProtocolError(
+                    f"a message stopped after {filled} of {len(buffer)} bytes"
+                )
+            connection.settimeout(left)
         try:
             n = connection.recv_into(buffer[filled:])
         except TimeoutError:
-            if filled == 0:
-                raise
-            raise ProtocolError(
-                f"a message stopped after {filled} of {len(buffer)} bytes"
-            ) from None
+            continue
         if n == 0:
             if filled == 0:
                 return False
@@ -241,14 +247,12 @@ def receive_into(connection: socket.socket, buffer: memoryview) -> bool:
     return True
 
 
-def receive_payload(connection: socket.socket, length: int) -> bytearray:
+def receive_payload(
+    connection: socket.socket, length: int, deadline: float | None = None
+) -> bytearray:
     """A payload whose length has been found to be within its limit."""
     payload = bytearray(length)
-    try:
-        whole = length == 0 or receive_into(connection, memoryview(payload))
-    except TimeoutError:
-        whole = False
-    if not whole:
+    if length and not receive_into(connection, memoryview(payload), deadline):
         raise ProtocolError(f"the payload of {length} bytes did not come")
     return payload
 

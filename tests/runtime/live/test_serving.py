@@ -27,6 +27,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime.live import LiveSettings
 from neurodeploy_runtime.serving import Hello, RigClient, RigServer, ServerSettings
+from neurodeploy_runtime.serving._server import address_option
 from neurodeploy_runtime.serving._wire import Header, Kind, ProtocolError, Welcome
 
 WAIT_S = 30.0
@@ -324,3 +325,149 @@ def test_the_example_in_c_gets_what_segment_gives(bundle, server, tmp_path):
     masks = np.frombuffer(done.stdout, np.uint8).reshape(stack.shape)
     np.testing.assert_array_equal(masks, expected_of(bundle, stack))
     assert b"30 planes, 0 not valid" in done.stderr
+
+
+def said_at_last(connection):
+    header, payload = answer(connection)
+    assert header.kind == Kind.FAILED
+    return payload.decode()
+
+
+def test_a_client_that_connects_and_says_nothing_is_let_go(server, bundle):
+    with raw(server) as connection:
+        assert "no HELLO came in 0.5 s" in said_at_last(connection)
+    check_it_goes_on(server, bundle)
+
+
+def test_a_message_that_comes_byte_by_byte_ends(server, bundle):
+    message = Header(Kind.HELLO, length=48).pack() + HELLO.pack()
+    with raw(server) as connection:
+        started = time.monotonic()
+        for byte in message:
+            try:
+                connection.sendall(bytes([byte]))
+            except ConnectionError:
+                break
+            time.sleep(0.05)
+        # 80 bytes would take 4 s.
+        assert time.monotonic() - started < 3.0
+        assert "stopped after" in said_at_last(connection)
+    check_it_goes_on(server, bundle)
+
+
+def test_a_client_may_be_silent_between_its_planes(bundle):
+    stack = stack_of(9)
+    with serving(bundle, stall_s=0.2) as server, RigClient(HELLO, server.port) as rig:
+        rig.push(stack[0])
+        time.sleep(0.6)
+        np.testing.assert_array_equal(served(rig, stack[1:]).shape, stack.shape)
+
+
+def test_closing_does_not_wait_for_a_client_in_the_middle_of_a_message(bundle):
+    server = serving(bundle, stall_s=WAIT_S)
+    with raw(server) as connection:
+        connection.sendall(Header(Kind.HELLO, length=48).pack() + HELLO.pack())
+        assert answer(connection)[0].kind == Kind.WELCOME
+        connection.sendall(Header(Kind.PLANE, length=HEIGHT * WIDTH * 2).pack() + b"1")
+        time.sleep(0.1)
+        started = time.monotonic()
+        server.close()
+        assert time.monotonic() - started < 5.0
+
+
+def test_another_stack_may_be_sent_right_after_one_is_finished(server, bundle):
+    stack = stack_of(9)
+    for _ in range(5):
+        with RigClient(HELLO, server.port) as client:
+            found = served(client, stack)
+        np.testing.assert_array_equal(found, expected_of(bundle, stack))
+
+
+def test_a_tile_that_is_stuck_does_not_keep_the_server_busy(bundle, monkeypatch):
+    from neurodeploy_runtime.live import _segmenter
+
+    monkeypatch.setattr(_segmenter, "CLOSE_S", 0.1)
+
+    class Stuck(NumpyEngine):
+        gate, reached = threading.Event(), threading.Event()
+
+        def infer(self, batch, out):
+            self.reached.set()
+            assert self.gate.wait(WAIT_S)
+            super().infer(batch, out)
+
+    engine = Stuck(bundle)
+    with serving(bundle, engine) as server:
+        client = RigClient(HELLO, server.port)
+        for plane in stack_of(9):
+            client.push(plane)
+        assert engine.reached.wait(WAIT_S)
+        client.close()
+        deadline = time.monotonic() + 10.0
+        while server.served == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.served == 1
+        engine.gate.set()
+        check_it_goes_on(server, bundle)
+
+
+def deaf_server(said=b""):
+    """A socket whose first client gets `said`, and is never read."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1)
+    clients = []
+
+    def welcome():
+        clients.append(listening.accept()[0])
+        clients[0].sendall(said)
+
+    threading.Thread(target=welcome, daemon=True).start()
+    return listening, clients
+
+
+WELCOME = Welcome(10**8, 16, 8, 8, 6, 3, 8, "deaf").pack()
+WELCOME = Header(Kind.WELCOME, length=len(WELCOME)).pack() + WELCOME
+
+
+def test_a_plane_that_nobody_reads_is_not_pushed_for_ever():
+    """One that is larger than what lies between the two."""
+    listening, clients = deaf_server(WELCOME)
+    port = listening.getsockname()[1]
+    plane = np.zeros((4000, 5000), np.uint16)
+    try:
+        with RigClient(Hello(4000, 5000, "uint16"), port, timeout_s=0.3) as client:
+            started = time.monotonic()
+            with pytest.raises(OverrunError, match="has not read the plane in time"):
+                client.push(plane)
+            assert time.monotonic() - started < 5.0
+            with pytest.raises(OverrunError, match="has not read the plane in time"):
+                client.finish()
+        with pytest.raises(StreamError, match="has not read"):
+            client.status()
+    finally:
+        for opened in (listening, *clients):
+            opened.close()
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for_for_ever():
+    for said, named in ((WELCOME, "how it stands"), (b"", "stopped after 0 of 32")):
+        listening, clients = deaf_server(said)
+        try:
+            port = listening.getsockname()[1]
+            with (
+                pytest.raises(StreamError, match=named),
+                RigClient(HELLO, port, timeout_s=0.2) as client,
+            ):
+                client.status()
+        finally:
+            for opened in (listening, *clients):
+                opened.close()
+
+
+def test_no_two_servers_have_one_port(server, bundle, monkeypatch):
+    with pytest.raises(SettingsError, match="use another port"):
+        serving(bundle, port=server.port)
+    # As on Windows, where SO_REUSEADDR would let it.
+    monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
+    assert address_option() == -5
