@@ -45,6 +45,15 @@ def test_it_says_what_is_sustained(bundle, capsys):
     assert report["engine"]["engine"] == "onnxruntime"
 
 
+def test_buffers_that_may_not_be_as_large_are_refused_as_a_stream_would(bundle, capsys):
+    asked = ("--plane", "400x400", "--rate", "2", "--device", "cpu", "--seconds", "0.1")
+    code, out, err = run(
+        capsys, "rig-check", str(bundle.path), *asked, "--memory", "1MB"
+    )
+    assert (code, out) == (2, "")
+    assert "and may take 0.00" in err
+
+
 @pytest.mark.parametrize("plane", ["2048", "0x3", "ax4"])
 def test_a_plane_that_is_none_is_named(bundle, capsys, plane):
     asked = ("rig-check", str(bundle.path), "--plane", plane, "--rate", "2")

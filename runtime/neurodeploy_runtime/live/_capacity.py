@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def measure_rig(
     finally:
         if opened:
             engine.close()
-    layer_s = tiles * tile_s * flips * (1 + overhead)
+    # The last batch of a layer takes as long as a full one.
+    layer_s = _run(tiles, engine.batch) * tile_s * flips * (1 + overhead)
     sustained = z_axis.stride / layer_s
     lag = z_axis.lag
     sustains = sustained >= rate_hz
@@ -175,10 +177,25 @@ def measure_rig(
         ring_planes=ring,
         memory_bytes=need,
         full_after_s=None if sustains else ring / (rate_hz - sustained),
-        advice=_advice(bundle, plan, rate_hz, sustained, lag, settings, not_used, fast),
+        advice=_advice(
+            bundle,
+            plan,
+            rate_hz,
+            sustained,
+            lag,
+            settings,
+            not_used,
+            fast,
+            engine.batch,
+        ),
         machine=machine(),
         versions=versions(),
     )
+
+
+def _run(tiles: int, batch: int) -> int:
+    """Tiles that are computed for so many, in whole batches."""
+    return -(-tiles // batch) * batch
 
 
 def _engine_times(engine: Engine, seconds: float) -> NDArray[np.float64]:
@@ -313,14 +330,15 @@ def _advice(
     settings: LiveSettings,
     not_used: list[str],
     fast: float | None,
+    batch: int,
 ) -> list[str]:
     """What would make a difference, with what it would give."""
     advice = []
     shape = plan.shape[1:]
-    tiles = plan.counts[1] * plan.counts[2]
+    tiles = _run(plan.counts[1] * plan.counts[2], batch)
 
     def with_plan(other: TilePlan) -> float:
-        share = other.counts[1] * other.counts[2] / tiles
+        share = _run(other.counts[1] * other.counts[2], batch) / tiles
         return sustained / share * other.axes[0].stride / plan.axes[0].stride
 
     if sustained < rate_hz:
@@ -338,7 +356,8 @@ def _advice(
                     "network then sees voxels of another size)"
                 )
                 break
-        side = int((sustained * tiles / rate_hz) ** 0.5)
+        batches = int(sustained * tiles / rate_hz / batch)
+        side = isqrt(batches * batch)
         height, width = (
             min(n, axis.window + (side - 1) * axis.stride)
             for n, axis in zip(shape, plan.axes[1:], strict=True)

@@ -70,3 +70,22 @@ def test_the_memory_it_names_is_what_a_stream_takes(bundle):
 def test_what_cannot_be_measured_is_refused(bundle):
     with pytest.raises(SettingsError, match="must be above 0"):
         measure_rig(bundle, (40, 40), 0.0, engine=NumpyEngine(bundle))
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+def test_a_batch_that_is_not_full_costs_as_much_as_one_that_is(bundle, batch):
+    class Batches(NumpyEngine):
+        def infer(self, batch, out):
+            time.sleep(0.02)
+            super().infer(batch, out)
+
+    engine = Batches(bundle, batch=batch)
+    report = measure_rig(bundle, (40, 40), 500.0, engine=engine, seconds=0.3)
+    assert report.tiles_per_layer == 9
+    run = {4: 12, 16: 16}[batch]
+    layer_s = run * report.tile_s * (1 + report.overhead)
+    assert report.sustained_hz == pytest.approx(6 / layer_s)
+    # No part of the plane takes less than a batch, and no batch is that fast.
+    assert any("no part of the plane" in advice for advice in report.advice)
+    (line,) = [a for a in report.advice if a.startswith("bin 8 × 8")]
+    assert f"{6 / (batch * report.tile_s * (1 + report.overhead)):.3g} planes" in line

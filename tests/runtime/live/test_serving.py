@@ -27,7 +27,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime.live import LiveSettings
 from neurodeploy_runtime.serving import Hello, RigClient, RigServer, ServerSettings
-from neurodeploy_runtime.serving._server import address_option
+from neurodeploy_runtime.serving._server import Session, address_option
 from neurodeploy_runtime.serving._wire import Header, Kind, ProtocolError, Welcome
 
 WAIT_S = 30.0
@@ -375,9 +375,18 @@ def test_closing_does_not_wait_for_a_client_in_the_middle_of_a_message(bundle):
         assert time.monotonic() - started < 5.0
 
 
-def test_another_stack_may_be_sent_right_after_one_is_finished(server, bundle):
+def test_another_stack_may_be_sent_right_after_one_is_finished(
+    server, bundle, monkeypatch
+):
+    end_stream = Session._end_stream
+
+    def slowly(session):
+        time.sleep(0.3)
+        end_stream(session)
+
+    monkeypatch.setattr(Session, "_end_stream", slowly)
     stack = stack_of(9)
-    for _ in range(5):
+    for _ in range(2):
         with RigClient(HELLO, server.port) as client:
             found = served(client, stack)
         np.testing.assert_array_equal(found, expected_of(bundle, stack))
