@@ -23,7 +23,9 @@ def survey(source: Source) -> Histogram:
     sample, the same boxes of each. Every voxel of a small volume.
     """
     histogram = Histogram(source.dtype)
-    for box in sample_boxes(source.shape, source.chunk if source.compressed else None):
+    # Deep chunks are loaded whole also where they are not compressed.
+    whole = source.compressed or source.chunk[0] > 1
+    for box in sample_boxes(source.shape, source.chunk if whole else None):
         histogram.add(source.read(box))
     return histogram
 

@@ -23,12 +23,17 @@ def small(monkeypatch):
     monkeypatch.setattr(_survey, "BAND_VOXELS", 4 * 128)
 
 
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("stored", [*STORED, "chunks"])
 def test_the_sample_decodes_no_chunk_twice(tmp_path, stored):
     """Though hardly a chunk, or a band of them, fits what may be kept."""
     voxels = np.random.default_rng(2).integers(0, 900, SHAPE).astype(np.uint16)
-    path = tmp_path / "in.tif"
-    tifffile.imwrite(path, voxels, photometric="minisblack", **STORED[stored])
+    path = tmp_path / ("in.h5" if stored == "chunks" else "in.tif")
+    if stored == "chunks":  # not compressed, and yet loaded as a whole
+        h5py = pytest.importorskip("h5py", reason="the extra `cluster` is missing")
+        with h5py.File(path, "w") as file:
+            file.create_dataset("v", data=voxels, chunks=(4, 8, 8))
+    else:
+        tifffile.imwrite(path, voxels, photometric="minisblack", **STORED[stored])
     with open_volume(path, threads=1, cache_bytes=4 * 128 * 2) as source:
         met = set()
         for box in sample_boxes(source.shape, source.chunk):
@@ -42,10 +47,14 @@ def test_the_sample_decodes_no_chunk_twice(tmp_path, stored):
         histogram = survey(source)
         assert source.decoded == len(met)
         assert 0.5 < histogram.voxels / _survey.SAMPLE_VOXELS <= 1
-    # Of chunks or not, the sample is of the same voxels.
+
+
+@pytest.mark.parametrize("chunk", [(1, 2, 128), (1, 16, 16), (1, 5, 7), (1, 1, 1)])
+def test_the_sample_is_of_the_same_voxels_whatever_chunks_they_lie_in(chunk):
     seen = np.zeros(SHAPE, int)
-    for box in sample_boxes(SHAPE, (1, *SHAPE[1:])):
+    for box in sample_boxes(SHAPE, None):
         seen[box.slices] += 1
-    for box in sample_boxes(SHAPE, source.chunk):
+    assert seen.max() == 1
+    for box in sample_boxes(SHAPE, chunk):
         seen[box.slices] -= 1
     assert not seen.any()
