@@ -189,19 +189,38 @@ def default_output(path: str, source: Source, ending: str = "seg") -> Path:
     Zarr, N5 and precomputed give OME-Zarr; v3draw gives v3draw; all else TIFF. The
     result of a volume that lies on a server goes into the working folder.
     """
-    name = path.rstrip("/").rpartition("/")[2] if "://" in path else Path(path).name
-    folder = Path() if "://" in path else Path(path).parent
-    for suffix in (".ome.tif", ".ome.tiff", ".ome.zarr"):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)] + "." + suffix.rpartition(".")[2]
-    stem, _, suffix = name.rpartition(".")
-    stem = stem or name
+    folder = Path()
+    if "://" in path:
+        name = path.rstrip("/").rpartition("/")[2]
+    else:
+        given = Path(path)
+        # The name of "." or ".." is that of the folder it stands for.
+        given = given if given.name not in ("", "..") else given.resolve()
+        folder, name = given.parent, given.name
+    stem, suffix = _split(name)
     kind = source.format.lower()
     if any(word in kind for word in ("zarr", "n5", "precomputed")):
         return folder / f"{stem}.{ending}.ome.zarr"
-    if suffix.lower() == "v3draw":
+    if suffix == ".v3draw":
         return folder / f"{stem}.{ending}.v3draw"
     return folder / f"{stem}.{ending}.tif"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A name and its suffix; only one that names a format, as a date has points, too.
+
+    >>> _split("brain.ome.tif"), _split("2024.03.01_brain")
+    (('brain', '.tif'), ('2024.03.01_brain', ''))
+    """
+    from neurodeploy_runtime.volumes._open import INPUT_SUFFIXES
+
+    stem, point, ending = name.rpartition(".")
+    suffix = f"{point}{ending}".lower()
+    if not stem or suffix not in INPUT_SUFFIXES:
+        return name, ""
+    if stem.lower().endswith(".ome") and len(stem) > 4:
+        stem = stem[:-4]
+    return stem, suffix
 
 
 def segment_options(function: F) -> F:

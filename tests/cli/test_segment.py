@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from neurodeploy.cli._options import default_output
 from neurodeploy.cli._segment import show_report
 from neurodeploy_runtime import (
     ArraySource,
@@ -243,6 +244,43 @@ def test_an_output_that_cannot_be_is_one_sentence(
     assert ended.code == 2
     assert word in ended.err
     assert (tmp_path / "in.tif").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("d/big.tif", "d/big.seg.tif"),
+        ("d/big.OME.TIFF", "d/big.seg.tif"),
+        ("d/2024.03.01_brain", "d/2024.03.01_brain.seg.tif"),
+        ("d/2024.03.02_brain/", "d/2024.03.02_brain.seg.tif"),
+        ("d/2024.03.01_brain.tif", "d/2024.03.01_brain.seg.tif"),
+        ("d/a.v3draw", "d/a.seg.v3draw"),
+        ("d/a.b.npy", "d/a.b.seg.tif"),
+        ("https://server/d/a.ome.zarr/", "a.seg.ome.zarr"),
+    ],
+)
+def test_a_result_is_named_after_its_whole_input(path: str, expected: str) -> None:
+    source = ArraySource(np.zeros((1, 1, 1), np.uint8))
+    source.format = "OME-Zarr" if "zarr" in path else "TIFF"
+    assert default_output(path, source) == Path(expected)
+
+
+def test_the_result_of_this_folder_lies_beside_it(
+    run: Callable[..., Any],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planes = tmp_path / "planes"
+    planes.mkdir()
+    for z, plane in enumerate(stack()):
+        tifffile.imwrite(planes / f"z{z}.tif", plane)
+    before = sorted(planes.iterdir())
+    monkeypatch.chdir(planes)
+    ended = run("segment", ".", "-m", bundle)
+    assert ended.code == 0, ended.err
+    assert sorted(planes.iterdir()) == before
+    assert (tmp_path / "planes.seg.tif").exists()
 
 
 @pytest.mark.usefixtures("untouched")

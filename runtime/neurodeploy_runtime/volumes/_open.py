@@ -72,6 +72,12 @@ READERS = (
 FOLDER_OF_PLANES = Reader("a folder of TIFF planes", "_tiff_folder", (), ())
 TENSORSTORE = Reader("Zarr, N5 or precomputed", "_tensorstore", (), (), "cluster")
 
+#: How the names of inputs end, in lower case: of files, and of folders that are one.
+INPUT_SUFFIXES = {
+    *(suffix for reader in READERS for suffix in reader.suffixes),
+    *(".btf", ".tf8", ".zarr", ".n5", ".precomputed", ".ng"),
+}
+
 SCHEMES = ("s3://", "gs://", "http://", "https://", "file://")
 
 #: Files that make a folder one volume for TensorStore.
