@@ -180,7 +180,7 @@ class RegionRun:
         last = max(part.stop[0] for part in parts)
         planes = self._plan.planes_read(first, last)
         with self._clock.stage("scratch"):
-            return ScratchSource(self._source, self._work, planes)
+            return ScratchSource(self._source, self._work, planes, cancel=self._cancel)
 
     # -- one region ------------------------------------------------------------
 

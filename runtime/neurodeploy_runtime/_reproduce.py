@@ -18,8 +18,7 @@ from neurodeploy_runtime._provenance import read_report
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
 from neurodeploy_runtime.engines import EngineSettings, PlaceName, same_engine
-from neurodeploy_runtime.volumes import open_volume
-from neurodeploy_runtime.volumes._base import ReadOptions
+from neurodeploy_runtime.volumes import ReadOptions, open_volume
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,9 @@ def test_cut_planes_give_the_bytes_of_whole_ones(
     used = []
     real_scratch = _region_run.ScratchSource
 
-    def watched(*args: object) -> object:
+    def watched(*args: object, **more: object) -> object:
         used.append(args[2])
-        return real_scratch(*args)  # type: ignore[arg-type]
+        return real_scratch(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_region_run, "ScratchSource", watched)
     segmenter = Segmenter(bundle, WANTED, engines=[NumpyEngine(bundle)])

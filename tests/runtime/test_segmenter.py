@@ -33,6 +33,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime._reader import PlaneReader
 from neurodeploy_runtime._rss import current_rss
+from neurodeploy_runtime._run import SegmentRun
 
 MakeBundle = Callable[..., Bundle]
 UNIT8 = Normalisation("unit", 0, 255)
@@ -462,6 +463,35 @@ def test_ctrl_c_before_a_stream_has_its_threads_is_a_ctrl_c(
         slabs = segmenter.stream(ArraySource(np.zeros((9, 50, 50), np.uint8)))
         with pytest.raises(KeyboardInterrupt):
             next(slabs)
+
+
+def test_cancelling_stops_a_scratch_file_that_is_being_decoded(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    groups = []
+
+    class Slow(ArraySource):
+        def read(self, box: Box, out: Any = None) -> Any:
+            if cancel.is_set() or box.shape[0] == 4:
+                groups.append(box)
+                cancel.set()
+            return super().read(box, out)
+
+    look = SegmentRun.plan_memory
+    monkeypatch.setattr(
+        SegmentRun, "plan_memory", lambda run: replace(look(run), scratch=True)
+    )
+    monkeypatch.setattr("neurodeploy_runtime.volumes._scratch._GROUP_BYTES", 4 * 2000)
+    with (
+        identity(make_identity_bundle()) as segmenter,
+        pytest.raises(CancelledError, match="stopped by the caller"),
+    ):
+        segmenter.segment(
+            Slow(np.zeros((40, 40, 50), np.uint8)), tmp_path / "out.tif", cancel=cancel
+        )
+    assert len(groups) == 1
+    assert not list((tmp_path / "out.tif.neurodeploy").glob("*.scratch"))
 
 
 @pytest.mark.parametrize("name", ["out.json", "out.png", "out.seam.tif"])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import OutputError, SettingsError, WriteError
+from neurodeploy_runtime._errors import (
+    CancelledError,
+    OutputError,
+    SettingsError,
+    WriteError,
+)
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._raw import RawPlanes, RawSource
@@ -26,6 +32,7 @@ class ScratchSource(Source):
     It has the shape of the whole volume and its boxes; only those inside `planes` can
     be read. The other source stays the caller's and is not needed any more. The file
     goes away with `close`, and with the process where the system can delete open files.
+    Decoding stops with a CancelledError when `cancel` is set, within a group of planes.
     """
 
     compressed = False
@@ -37,6 +44,7 @@ class ScratchSource(Source):
         planes: tuple[int, int] | None = None,
         *,
         threads: int = 1,
+        cancel: threading.Event | None = None,
     ) -> None:
         begin, end = planes or (0, source.shape[0])
         if not 0 <= begin < end <= source.shape[0]:
@@ -72,7 +80,7 @@ class ScratchSource(Source):
                 if os.name == "posix":
                     self._temporary.unlink()
                 try:
-                    _copy(source, begin, end, out)
+                    _copy(source, begin, end, out, cancel)
                 except BaseException:
                     self._raw.close()
                     raise
@@ -136,7 +144,9 @@ def _reserve(folder: Path, size: int) -> tuple[int, Path]:
     return file, Path(name)
 
 
-def _copy(source: Source, begin: int, end: int, out: Any) -> None:
+def _copy(
+    source: Source, begin: int, end: int, out: Any, cancel: threading.Event | None
+) -> None:
     _, rows, columns = source.shape
     plane_bytes = rows * columns * source.dtype.itemsize
     depth = source.chunk[0]
@@ -144,6 +154,8 @@ def _copy(source: Source, begin: int, end: int, out: Any) -> None:
     buffer = np.empty((min(group + depth, end - begin), rows, columns), source.dtype)
     z = begin
     while z < end:
+        if cancel is not None and cancel.is_set():
+            raise CancelledError("stopped by the caller")
         stop = min(end, (z // depth) * depth + group)
         part = buffer[: stop - z]
         source.read(Box((z, 0, 0), (stop, rows, columns)), part)
