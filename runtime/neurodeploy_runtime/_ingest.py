@@ -133,7 +133,7 @@ def ingest(
     began = time.monotonic()
     if sink_kind(output) != "ome-zarr":
         raise OutputError(f"{output} is not the name of a Zarr store: end it in .zarr")
-    if lies_inside(output, source):
+    if lies_inside(output, source.path):
         raise SettingsError(f"{output} lies inside the input: choose another place")
     _check_place(source, output, overwrite)
     work = output.with_name(f"{output.name}.ingest")
@@ -184,8 +184,8 @@ def _check_place(source: Source, output: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{output} cannot be written: the folder {output.parent} is not there"
         )
-    refuse_input(output, source)
-    refuse_input(output.with_name(f"{output.name}.ingest"), source)
+    for path in (output, output.with_name(f"{output.name}.ingest")):
+        refuse_input(path, source.path, source.files)
     if not output.exists() and not output.is_symlink():
         return
     if not overwrite:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neurodeploy_runtime._errors import OutputError
-from neurodeploy_runtime.volumes import Source
+from neurodeploy_runtime.volumes._open import STORE_MARKS
 
 #: What a folder of planes takes for one of them.
 _PLANES = (".tif", ".tiff")
@@ -27,10 +27,11 @@ def local_path(path: Path | str) -> Path | None:
     return None if "://" in path else Path(path)
 
 
-def refuse_input(path: Path, source: Source) -> None:
+def refuse_input(path: Path, source: Path | str, files: Sequence[Path] = ()) -> None:
     """Refuse to write at `path` where that is the input, lies in it, or holds it.
 
-    Links are followed, on both sides.
+    `source` is where the input was opened, and `files` what it is read from, where
+    they are more. Links are followed, on both sides.
 
     Raises
     ------
@@ -38,7 +39,7 @@ def refuse_input(path: Path, source: Source) -> None:
         One of the three, naming the input.
     """
     target = path.resolve()
-    for place in _places(source):
+    for place in _places(source, files):
         if target == place or _same_file(path, place):
             raise OutputError(f"{path} is the input: it is never overwritten")
         if target in place.parents:
@@ -50,28 +51,32 @@ def refuse_input(path: Path, source: Source) -> None:
         raise OutputError(f"{path} lies inside the input: choose another place")
 
 
-def lies_inside(path: Path, source: Source) -> bool:
+def lies_inside(path: Path, source: Path | str) -> bool:
     """Whether `path` would be a part of the input when it is read again.
 
     Anything below a store is. A folder of planes takes only the TIFFs right in it.
     """
-    whole = local_path(source.path)
+    whole = local_path(source)
     if whole is None or not whole.is_dir():
         return False
-    if source.files:
-        right_in_it = path.parent.resolve() == whole.resolve()
-        return right_in_it and path.suffix.lower() in _PLANES
-    return whole.resolve() in path.resolve().parents
+    if any((whole / mark).is_file() for mark in STORE_MARKS):
+        return whole.resolve() in path.resolve().parents
+    if path.parent.resolve() != whole.resolve() or path.suffix.lower() not in _PLANES:
+        return False
+    return any(
+        file.suffix.lower() in _PLANES and file.name != path.name
+        for file in whole.iterdir()
+    )
 
 
-def _places(source: Source) -> Iterator[Path]:
-    """What is read, as resolved paths; as long as it is there."""
-    whole = local_path(source.path)
-    if whole is not None and whole.exists():
+def _places(source: Path | str, files: Sequence[Path]) -> Iterator[Path]:
+    """What is read, as resolved paths."""
+    whole = local_path(source)
+    if whole is not None:
         yield whole.resolve()
     # Thousands of planes share their folder, which is resolved once.
     folders: dict[Path, Path] = {}
-    for file in source.files:
+    for file in files:
         if file.is_symlink():
             yield file.resolve()
         if file.parent not in folders:

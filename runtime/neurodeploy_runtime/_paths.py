@@ -12,7 +12,7 @@ from neurodeploy_runtime._input_place import refuse_input
 from neurodeploy_runtime._journal import PLAN
 from neurodeploy_runtime._settings import OutputKind
 from neurodeploy_runtime.arrays import PlaneKind
-from neurodeploy_runtime.volumes import SinkKind, Source
+from neurodeploy_runtime.volumes import SinkKind
 from neurodeploy_runtime.volumes._open_sink import may_replace
 from neurodeploy_runtime.volumes._sink_flat import records_path
 
@@ -62,17 +62,18 @@ class Paths:
 
     def check(
         self,
-        source: Source,
+        source: Path | str,
         kind: SinkKind,
         *,
         may_exist: bool,
+        files: Sequence[Path] = (),
         also: Sequence[Path] = (),
     ) -> None:
         """Refuse what cannot be written, or must not be.
 
         The report and the picture take names of their own beside an output, where
-        somebody's file may lie: it is asked for like the output itself. `also`: what
-        else this run leaves there.
+        somebody's file may lie: it is asked for like the output itself. `source` and
+        `files`: where the input lies. `also`: what else this run leaves there.
 
         Raises
         ------
@@ -92,10 +93,10 @@ class Paths:
                     f"{path} exists{which if path in beside else ''}: choose another "
                     "name with -o, or pass --overwrite"
                 )
-            refuse_input(path, source)
+            refuse_input(path, source, files)
             if there and not may_replace(path, "tiff" if path in beside else kind):
                 raise OutputError(_not_replaced(path))
-        refuse_input(self.work, source)
+        refuse_input(self.work, source, files)
 
     def take_records(self, kind: PlaneKind, path: Path) -> None:
         """Put the checksums of an output that has its name beside it, to open it.

@@ -183,8 +183,9 @@ class SegmentRun:
     def check_place(self) -> None:
         """Refuse an output that cannot be written there, or must not be."""
         self._paths.check(
-            self._source,
+            self._source.path,
             self._kind,
+            files=self._source.files,
             may_exist=self._overwrite or self._journal.exists,
             also=self._also(),
         )

@@ -20,6 +20,7 @@ from neurodeploy_runtime import (
     ingest,
     open_volume,
 )
+from neurodeploy_runtime._paths import Paths
 
 pytest.importorskip("tensorstore")
 
@@ -160,3 +161,14 @@ def test_a_store_is_replaced_when_that_is_asked_for(
     np.save(tmp_path / "in.npy", VOXELS)
     segment(tmp_path / "in.npy", store)
     assert (voxels_of(store) == 255 * (VOXELS > 127)).all()
+
+
+def test_no_plane_is_added_to_a_folder_that_is_still_being_filled(
+    tmp_path: Path,
+) -> None:
+    planes = tmp_path / "planes"
+    planes.mkdir()
+    (planes / "z0.tif").touch()
+    with pytest.raises(OutputError, match="inside the input"):
+        Paths.of(planes / "seg.tif", "mask").check(planes, "tiff", may_exist=True)
+    Paths.of(tmp_path / "seg.tif", "mask").check(planes, "tiff", may_exist=True)

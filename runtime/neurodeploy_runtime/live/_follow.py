@@ -205,8 +205,8 @@ class _FollowRun:
         self._stop = threading.Event()
 
     def execute(self, engines: list[Engine] | None) -> Report:
-        sink_kind(self._output)
-        self._paths.check(self._path, may_exist=self._overwrite)
+        kind = sink_kind(self._output)
+        self._paths.check(self._path, kind, may_exist=self._overwrite)
         growing = self._first_planes()
         # A disk waits: what a push waits for is that the engine goes on.
         settings = self._settings.live

@@ -287,14 +287,16 @@ def test_an_output_is_not_overwritten_unasked(bundle, tmp_path):
 
 
 def test_it_can_be_stopped(bundle, tmp_path):
+    planes = tmp_path / "planes"
+    planes.mkdir()
     for z in range(5):
-        tifffile.imwrite(tmp_path / f"z{z}.tif", stack_of(1)[0])
+        tifffile.imwrite(planes / f"z{z}.tif", stack_of(1)[0])
     cancel = threading.Event()
     threading.Timer(0.5, cancel.set).start()
     settings = FollowSettings(settle_s=0.05, poll_s=0.01)
     with pytest.raises(CancelledError, match="stopped by the caller"):
         follow(
-            tmp_path,
+            planes,
             tmp_path / "out.tif",
             bundle,
             settings,
