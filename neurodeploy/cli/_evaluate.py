@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,15 +115,18 @@ def evaluate(
         raise OutputError(f"{output} is not empty: name a new folder")
     found = find_pairs(data)
     kinds = label_kinds(found, labels)
-    if not quiet and not as_json:
-        click.echo(found.describe(), err=True)
-        if kinds:
-            click.echo(describe_kinds(kinds), err=True)
+
+    def say(text: str) -> None:
+        if not quiet and not as_json:
+            click.echo(text, err=True)
+
+    say(found.describe())
+    if kinds:
+        say(describe_kinds(kinds))
     pictures: dict[str, bytes] = {}
 
     def on_image(image: Annotated, probability: Any, figures: Figures) -> None:
-        if not quiet and not as_json:
-            click.echo(f"measured {figures.name}", err=True)
+        say(f"measured {figures.name}")
         if output is not None:
             stem = figures.name.replace("/", "_")
             # Images of one name in two folders have a picture each.
@@ -138,7 +141,7 @@ def evaluate(
 
     with open_model(model, engine_settings(engine)) as opened:
         result = measure(
-            _images(found, kinds, unit, voxel_size),
+            _images(found, kinds, unit, voxel_size, say),
             opened.predict,
             opened.threshold if threshold is None else threshold,
             on_image=on_image,
@@ -166,7 +169,11 @@ def evaluate(
 
 
 def _images(
-    found: Found, kinds: Kinds, unit: Any, size: tuple[float, float, float] | None
+    found: Found,
+    kinds: Kinds,
+    unit: Any,
+    size: tuple[float, float, float] | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Annotated]:
     from neurodeploy.data import load_pair, read_tracing
     from neurodeploy.evaluation import Annotated, draw_line
@@ -177,6 +184,7 @@ def _images(
             unit=unit,
             voxel_size_um=size,
             labels=kinds.get(pair.annotation, "auto"),
+            say=say,
         )
         line = None
         if pair.kind == "tracing":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from neurodeploy.morphology import (
     annotate,
     read_swc,
 )
-from neurodeploy_runtime import Box, open_volume
+from neurodeploy_runtime import Box, InputError, open_volume
 
 AnnotationKind = Literal["tracing", "voxels"]
 Unit = Literal["voxel", "um"]
@@ -179,13 +179,14 @@ def load_pair(
     settings: AnnotationSettings | None = None,
     group: str = "data",
     labels: Labels = "auto",
+    say: Callable[[str], None] = lambda text: None,
 ) -> AnnotatedVolume:
     """Read an image and what is known of each of its voxels.
 
     `unit` is what tracings are written in where they do not say; `voxel_size_um`
     (z, y, x) is used where the image does not say its own; `labels` is how voxels are
     read, from their own values alone where it is `auto` (:func:`label_kinds` looks at
-    a folder).
+    a folder); `say` is told what was odd in a tracing and how it was read.
 
     Raises
     ------
@@ -195,10 +196,31 @@ def load_pair(
     InputError
         Where a file cannot be read.
     """
+    try:
+        return _load(pair, unit, voxel_size_um, settings, group, labels, say)
+    except InputError as error:
+        # What is wrong with voxels is told by who knows no file.
+        named = (str(pair.image), str(pair.annotation), pair.name)
+        if any(name in str(error) for name in named):
+            raise
+        raise type(error)(f"{pair.name}: {error}") from error
+
+
+def _load(
+    pair: Pair,
+    unit: Unit,
+    voxel_size_um: tuple[float, float, float] | None,
+    settings: AnnotationSettings | None,
+    group: str,
+    labels: Labels,
+    say: Callable[[str], None],
+) -> AnnotatedVolume:
     image, size = _whole(pair.image)
     size = size or voxel_size_um
     if pair.kind == "tracing":
         tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
+        for note in tracing.notes:
+            say(f"{pair.annotation}: {note}")
         ratio = 1.0 if size is None else 2 * size[0] / (size[1] + size[2])
         known = annotate(tracing, image, anisotropy=ratio, settings=settings)
     else:

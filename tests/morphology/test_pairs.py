@@ -23,7 +23,7 @@ from neurodeploy.data import (
 from neurodeploy.simulate import SHOWCASE, SampleSettings, write_sample
 from neurodeploy.training import TrainSettings
 from neurodeploy.training._data import load_volumes
-from neurodeploy_runtime import Bundle, Segmenter, open_volume
+from neurodeploy_runtime import Bundle, InputError, Segmenter, open_volume
 
 IMAGE = np.random.default_rng(0).integers(0, 99, (4, 6, 8)).astype(np.uint16)
 
@@ -258,6 +258,43 @@ def test_an_annotation_that_cannot_be_used(
         return
     with pytest.raises(DataError, match=sentence):
         load_pair(pair)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.where(IMAGE > 50, np.nan, IMAGE).astype(np.float32), "are NaN"),
+        (np.full(IMAGE.shape, 7, np.uint16), "the image is constant"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(
+    tmp_path: Path, image: np.ndarray, sentence: str
+) -> None:
+    volume(tmp_path / "mouse" / "odd.tif", image)
+    volume(tmp_path / "mouse" / "odd_mask.tif", objects(255))
+    (pair,) = find_pairs(tmp_path).pairs
+    with pytest.raises(InputError, match=f"mouse/odd.tif: .*{sentence}"):
+        load_pair(pair)
+
+
+def test_a_tracing_of_another_image_is_named_and_an_odd_one_told_of(
+    tmp_path: Path,
+) -> None:
+    bar = np.where(np.indices((8, 40, 40))[1] // 3 == 6, 200, 10).astype(np.uint8)
+    volume(tmp_path / "a.tif", bar)
+    far = tmp_path / "a.swc"
+    far.write_text("1 2 500 500 5 1 -1\n2 2 600 500 5 1 1\n")
+    (pair,) = find_pairs(tmp_path).pairs
+    with pytest.raises(InputError, match=r"a\.tif: 0% of the tracing"):
+        load_pair(pair)
+    far.write_text("1 2 5 19 4 1 3\n2 2 15 19 4 1 1\n3 2 25 19 4 1 2\n")
+    said: list[str] = []
+    load_pair(pair, say=said.append)
+    assert f"{far}: loops are cut at the nodes 1" in said
+    said.clear()
+    settings = TrainSettings(data=(str(tmp_path),))
+    load_volumes(settings, said.append)
+    assert f"{far}: loops are cut at the nodes 1" in said
 
 
 def test_a_tracing_in_micrometres_lies_in_the_voxels_that_the_image_says(
