@@ -41,6 +41,9 @@ from neurodeploy_runtime._errors import OutputError
 
 OnRow = Callable[[Row], None]
 
+#: Of a checkpoint's state: the losses of the steps since the log's last row.
+_UNLOGGED = "log.losses"
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -119,7 +122,8 @@ def train(
     device = _device(settings) if fabric is None else fabric.device
     first_rank = fabric is None or fabric.global_rank == 0
     amp = _precision(settings, device)
-    step, best_score = 0, None
+    step, best_score, score = 0, None, None
+    losses: list[float] = []
     network.to(device)
     for parameter in network.parameters():
         if parameter.ndim == 5:
@@ -133,7 +137,8 @@ def train(
         network, settings.ema, tuned_for=max(3, settings.steps) if tuned else None
     )
     if resumed:
-        step = _restore(last, settings, network, optimiser, average)
+        step, losses = _restore(last, settings, network, optimiser, average)
+        score = _score_of(read_checkpoint(last))
         if is_checkpoint(best):
             best_score = _score_of(read_checkpoint(best))
     if first_rank:
@@ -167,11 +172,13 @@ def train(
             figures=figures,
             volumes=used,
         )
-        moments = _moments(network, optimiser) if state else None
+        moments = None
+        if state:
+            moments = _moments(network, optimiser)
+            moments[_UNLOGGED] = torch.tensor(losses, dtype=torch.float64)
         save_checkpoint(folder, checkpoint, average.tensors, moments)
 
-    score: Score | None = None
-    losses: list[float] = []
+    carried = len(losses)
     loss_value, norm_value, since = math.nan, math.nan, time.perf_counter()
     for voxels, labels in _batches(samples, settings, step, fabric):
         rate = learning_rate(step, settings)
@@ -220,14 +227,16 @@ def train(
                 loss=float(np.mean(losses)),
                 learning_rate=rate,
                 gradient_norm=norm_value,
-                crops_per_s=len(losses) * settings.batch / max(now - since, 1e-9),
+                crops_per_s=(len(losses) - carried)
+                * settings.batch
+                / max(now - since, 1e-9),
                 validation_average_precision=(
                     score.average_precision if due and score else None
                 ),
                 validation_dice=score.dice if due and score else None,
             )
             log.add(row)
-            losses, since = [], now
+            losses, carried, since = [], 0, now
             if on_row is not None:
                 on_row(row)
         if ended or step % settings.save_every == 0:
@@ -247,13 +256,28 @@ def _portable(settings: TrainSettings) -> dict[str, Any]:
     return values
 
 
-def changed_settings(checkpoint: Checkpoint, settings: TrainSettings) -> list[str]:
-    """Settings that decide what is learned and are not those of a checkpoint."""
+def require_settings(
+    folder: Path, checkpoint: Checkpoint, settings: TrainSettings
+) -> None:
+    """Refuse to go on from a checkpoint whose settings would have learned otherwise.
+
+    Raises
+    ------
+    CheckpointError
+        Names the settings that differ.
+    """
     free = {"workers", "device", "data", "log_every", "save_every", "name"}
     now, plain = _portable(settings), _portable(TrainSettings())
     # A field that is younger than the checkpoint had its default then.
     then = plain | checkpoint.training
-    return sorted(name for name in now if name not in free and then[name] != now[name])
+    changed = sorted(
+        name for name in now if name not in free and then[name] != now[name]
+    )
+    if changed:
+        raise CheckpointError(
+            f"{folder} was trained with another {', '.join(changed)}: resume with the "
+            f"settings in {folder.parent / 'config.json'}, or start another run"
+        )
 
 
 def _has_donor(settings: TrainSettings) -> bool:
@@ -405,15 +429,13 @@ def _restore(
     network: Network,
     optimiser: torch.optim.AdamW,
     average: RunningAverage,
-) -> int:
-    """Everything as it was after the checkpoint's last step."""
+) -> tuple[int, list[float]]:
+    """Everything as it was after the checkpoint's last step.
+
+    Returns that step, and the losses since the log's last row.
+    """
     checkpoint = read_checkpoint(folder)
-    changed = changed_settings(checkpoint, settings)
-    if changed:
-        raise CheckpointError(
-            f"{folder} was trained with another {', '.join(changed)}: resume with the "
-            f"settings in {folder.parent / 'config.json'}, or start another run"
-        )
+    require_settings(folder, checkpoint, settings)
     state = load_state(folder)
     weights = {
         name.removeprefix("weights."): value
@@ -429,7 +451,8 @@ def _restore(
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"optimiser.{key}.{name}" in state
         }
-    return checkpoint.step
+    unlogged = state.get(_UNLOGGED)  # checkpoints had none once
+    return checkpoint.step, [] if unlogged is None else unlogged.tolist()
 
 
 def _like(value: Tensor, parameter: Tensor, key: str) -> Tensor:

@@ -15,7 +15,8 @@
 5. Five folds over the cubes, eight for training and two to measure on. The cubes
    overlap (`trailmap`), so these show how well the model fits one volume.
 
-Steps that are finished are not repeated, an interrupted one is resumed.
+Steps that are finished are not repeated, an interrupted one is resumed; one of another
+recipe is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy._errors import DataError
+from neurodeploy._errors import ConfigError, DataError
 from neurodeploy.data import IGNORE, NEURITE, AnnotatedVolume, Augmentation
 from neurodeploy.morphology import read_swc
 from neurodeploy.networks import NetworkConfig
@@ -51,7 +52,7 @@ from neurodeploy.training._checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from neurodeploy.training._loop import train
+from neurodeploy.training._loop import require_settings, train
 from neurodeploy.training._losses import LossSettings
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings
@@ -230,8 +231,33 @@ def seen_ranges(volumes: Sequence[AnnotatedVolume]) -> dict[str, list[float]]:
     }
 
 
+def _keep_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe; a folder that was begun by another is refused.
+
+    Raises
+    ------
+    ConfigError
+        Names the fields that differ.
+    """
+    plain = json.dumps(dataclasses.asdict(recipe), indent=1)
+    if path.exists():
+        then, now = json.loads(path.read_text("utf-8")), json.loads(plain)
+        changed = [name for name in now if name in then and then[name] != now[name]]
+        if changed:
+            raise ConfigError(
+                f"{path} was begun with another {', '.join(changed)}: choose another "
+                "folder, or make it with the recipe of then"
+            )
+    path.write_text(plain + "\n", "utf-8")
+
+
 def _done(last: Path, settings: TrainSettings) -> bool:
-    return is_checkpoint(last) and read_checkpoint(last).step == settings.steps
+    """Whether a step is finished; one that was made by another recipe is refused."""
+    if not is_checkpoint(last):
+        return False
+    checkpoint = read_checkpoint(last)
+    require_settings(last, checkpoint, settings)
+    return checkpoint.step == settings.steps
 
 
 def _fit(
@@ -316,8 +342,7 @@ def make(
         click.echo(f"[{time.perf_counter() - started:7.1f} s] {text}")
 
     out.mkdir(parents=True, exist_ok=True)
-    plain = json.dumps(dataclasses.asdict(recipe), indent=1)
-    (out / "recipe.json").write_text(plain + "\n", "utf-8")
+    _keep_recipe(recipe, out / "recipe.json")
     cubes = read_cubes(cubes_folder)
     require_origins(cubes)
     first = recipe.simulated_settings(out / "simulated")

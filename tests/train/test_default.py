@@ -1,11 +1,23 @@
 """Parts of the recipe of the model that ships."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
+from neurodeploy._errors import CheckpointError, ConfigError
 from neurodeploy.data import AnnotatedVolume
-from neurodeploy.training.default import Recipe, seen_ranges, sparse_cubes
+from neurodeploy.training import Checkpoint, save_checkpoint
+from neurodeploy.training.default import (
+    Recipe,
+    _done,
+    _keep_recipe,
+    seen_ranges,
+    sparse_cubes,
+)
 
 
 def volume(background: float, peak: float, seed: int = 0) -> AnnotatedVolume:
@@ -50,3 +62,28 @@ def test_sparse_cubes_are_the_same_for_the_same_number() -> None:
     for one in made:
         share = (one.labels == 1).sum() / 256
         assert 0.5 * low <= share <= 1.3 * high
+
+
+def test_a_step_of_another_recipe_is_not_taken_for_done(tmp_path: Path) -> None:
+    recipe = Recipe(simulated_steps=8)
+    settings = recipe.simulated_settings(tmp_path)
+    last = tmp_path / "last"
+    assert not _done(last, settings)
+    stored = settings.to_json()
+    del stored["labels"], stored["out"]  # a setting that was not there yet
+    for step in (4, 8):
+        made = Checkpoint(settings.network, step=step, training=stored)
+        save_checkpoint(last, made, {"a": torch.zeros(1)})
+        assert _done(last, settings) == (step == 8)
+    other = replace(recipe, seed=1).simulated_settings(tmp_path)
+    with pytest.raises(CheckpointError, match="another seed"):
+        _done(last, other)
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    for _ in range(2):
+        _keep_recipe(Recipe(), path)
+    with pytest.raises(ConfigError, match="another sparse_share"):
+        _keep_recipe(Recipe(sparse_share=(0.1, 0.2)), path)
+    assert json.loads(path.read_text())["sparse_share"] == [0.03, 0.4]

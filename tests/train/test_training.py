@@ -105,6 +105,33 @@ def test_a_tuned_run_resumes_the_same_when_its_start_is_gone(
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_what_is_between_two_rows_and_two_validations_survives(
+    tiny_settings, volumes, tmp_path
+):
+    rare = dataclasses.replace(tiny_settings, log_every=4, save_every=1)
+    train(rare, volumes[:2], volumes[2:])
+    cut = dataclasses.replace(rare, out=str(tmp_path / "cut"))
+    last = Path(cut.out) / "last"
+    figures = {}
+    for at in (4, 6):
+
+        def die(row: object, at: int = at) -> None:
+            if getattr(row, "step", 0) == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(cut, volumes[:2], volumes[2:], resume=at > 4, on_row=die)
+        checkpoint = read_checkpoint(last)
+        assert checkpoint.step == at - 1
+        # At step 5 that of the validation after step 3, whoever made it.
+        figures[at] = (checkpoint.threshold, checkpoint.figures)
+    assert figures[6] == figures[4]
+    assert figures[6][1]["validation"]
+    train(cut, volumes[:2], volumes[2:], resume=True)
+    assert losses(cut.out) == losses(rare.out)
+    assert [step for step, _ in losses(cut.out)] == [3, 4, 6]
+
+
 def test_a_network_learns_a_bright_bar(tiny_settings, volumes):
     settings = dataclasses.replace(
         tiny_settings, steps=60, batch=4, learning_rate=1e-2, log_every=20,
