@@ -132,7 +132,7 @@ def train(
             )
     if resumed:
         rows = read_checkpoint(last).transfer
-    optimiser = build_optimiser(network, settings, transferred=bool(rows))
+    optimiser = build_optimiser(network, settings, rows)
     average = RunningAverage(
         network, settings.ema, tuned_for=max(3, settings.steps) if tuned else None
     )

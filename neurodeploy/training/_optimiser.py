@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +14,21 @@ from neurodeploy.training._settings import TrainSettings
 
 
 def build_optimiser(
-    network: Network, settings: TrainSettings, *, transferred: bool
+    network: Network, settings: TrainSettings, transfer: Sequence[Mapping[str, Any]]
 ) -> torch.optim.AdamW:
     """AdamW with a group per parameter kind and, for a transferred encoder, per layer.
 
-    Norms, biases, embeddings and tokens do not decay. Layer-wise learning rates as in
-    BEiT (arXiv 2106.08254): the group's ``scale`` multiplies the schedule.
+    `transfer` is what became of each parameter of the donor, empty without one: what
+    no donor gave learns at the full rate, wherever it lies. Norms, biases, embeddings
+    and tokens do not decay. Layer-wise learning rates as in BEiT (arXiv 2106.08254):
+    the group's ``scale`` multiplies the schedule.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     depth = network.config.depth
+    new = {f"encoder.{row['parameter']}" for row in transfer if row["rule"] == "new"}
     for name, parameter in network.named_parameters():
         scale = 1.0
-        if transferred and name.startswith("encoder."):
+        if transfer and name.startswith("encoder.") and name not in new:
             layer = 0
             if name.startswith("encoder.blocks."):
                 layer = int(name.split(".")[2]) + 1

@@ -43,8 +43,8 @@ class TrainSettings:
     learning_rate
         Of AdamW at the end of the warm-up; then a cosine down to a hundredth.
     layer_decay
-        Factor on the learning rate per layer further from the decoder, for an encoder
-        with a donor's weights; 1 turns it off.
+        Factor on the learning rate per layer further from the decoder, for what a
+        donor gave to the encoder; 1 turns it off.
     unit, voxel_size_um
         Of tracings and images that do not say their own; z, y, x.
     labels

@@ -26,7 +26,7 @@ from neurodeploy.training import (
 )
 from neurodeploy.training import _loop as loop
 from neurodeploy.training._checkpoint import Checkpoint, load_weights, save_checkpoint
-from neurodeploy.training._optimiser import RunningAverage
+from neurodeploy.training._optimiser import RunningAverage, build_optimiser
 from neurodeploy_runtime._errors import OutputError
 
 KILLED = """
@@ -436,6 +436,28 @@ def test_a_network_larger_than_its_weights_is_refused_before_it_is_made(
         path.write_text(json.dumps(values))
         with pytest.raises(CheckpointError, match="another configuration"):
             load_checkpoint(tmp_path)
+
+
+def test_layer_decay_slows_what_a_donor_gave_and_nothing_else(tiny_settings):
+    network = Network(tiny_settings.network)
+    inside = dict(network.encoder.named_parameters())
+    rows = [
+        {"parameter": name, "rule": "new" if name == "depth_embed" else "copied"}
+        for name in inside
+    ]
+
+    def scales(transfer):
+        groups = build_optimiser(network, tiny_settings, transfer).param_groups
+        scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+        return {name: scale[id(p)] for name, p in network.named_parameters()}
+
+    found = scales(rows)
+    decay = tiny_settings.layer_decay
+    assert found["encoder.depth_embed"] == 1
+    assert found["encoder.patch_embed.weight"] == decay**2
+    assert found["encoder.blocks.0.attn.qkv.weight"] == decay
+    assert {s for name, s in found.items() if not name.startswith("encoder.")} == {1}
+    assert set(scales([]).values()) == {1}
 
 
 def test_skeleton_recall_counts_also_where_nobody_marked_skeletons(
