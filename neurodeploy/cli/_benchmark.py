@@ -52,7 +52,9 @@ ABREAST = 4
 )
 @click.option("--overwrite", is_flag=True, help="Replace a plot that exists.")
 @click.option(
-    "--tune", is_flag=True, help="Sweep batch and threads of the fastest engine."
+    "--tune",
+    is_flag=True,
+    help="Sweep batch and threads of the fastest engine; prints how to ask for them.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the result.")
@@ -103,7 +105,7 @@ def benchmark(**options: Any) -> None:
         click.echo(json.dumps({**found.to_json(), "tuned": tuned}, indent=1))
     else:
         _show(found)
-        _show_trials(trials)
+        _show_trials(trials, bundle)
     if plot is not None:
         _draw(found, plot)
 
@@ -154,8 +156,13 @@ def _asked(engine: dict[str, Any]) -> EngineSettings:
     return EngineSettings(engine["engine"], engine["device"], engine["precision"])
 
 
-def _show_trials(trials: list[Trial]) -> None:
-    """The sweep, and the words that ask for the fastest; nothing is remembered."""
+def _show_trials(trials: list[Trial], bundle: Bundle) -> None:
+    """The sweep, and the words that ask for the fastest; nothing is remembered.
+
+    The batch is part of a run's identity, as its bits depend on it: were it taken from
+    a file of this machine, a run could not be resumed after a sweep, nor shared by
+    workers on machines that were not swept alike.
+    """
     if not trials:
         return
     for trial in trials:
@@ -172,6 +179,12 @@ def _show_trials(trials: list[Trial]) -> None:
     if s.threads is not None:
         words += f" --threads {s.threads}"
     click.echo(f"fastest: {words}")
+    z, y, x = bundle.spec.tile
+    click.echo(
+        f"the tile is that of the graph, {z} × {y} × {x}: another one is another "
+        "export; nothing is remembered, because a run is resumed and shared with the "
+        "batch that it was begun with: name these words"
+    )
 
 
 def _show(found: Comparison) -> None:

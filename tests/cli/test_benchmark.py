@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurodeploy.cli import main
-from neurodeploy.cli._benchmark import _show
+from neurodeploy.cli._benchmark import _show, _show_trials
 from neurodeploy_runtime import Axis, Bundle, EngineSettings, Segmenter, TilePlan
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.measure import (
@@ -21,6 +21,7 @@ from neurodeploy_runtime.measure import (
     Comparison,
     Measured,
     Peaks,
+    Trial,
     _peaks,
     agreement,
     candidates,
@@ -241,3 +242,17 @@ def test_whichever_stage_takes_longest_is_the_bottleneck(stage: str) -> None:
     others = [bottleneck({**seconds, stage: 0.5, s: 2.0}, 0.5, None) for s in STAGES]
     assert told not in [o for s, o in zip(STAGES, others, strict=True) if s != stage]
     assert told
+
+
+def test_a_sweep_ends_with_the_words_that_ask_for_the_fastest_and_names_the_tile(
+    make_identity_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = EngineSettings("openvino", "cpu", "bf16", threads=2, batch=4)
+    slow = EngineSettings("openvino", "cpu", "bf16", threads=1, batch=1)
+    trials = [Trial(asked, 0.1, (0.1, 0.2)), Trial(slow, 0.3, (0.3, 0.4))]
+    _show_trials(trials, make_identity_bundle(tile=(8, 16, 24)))
+    text = capsys.readouterr().out
+    words = "--engine openvino --device cpu --precision bf16 --batch 4 --threads 2"
+    assert f"fastest: {words}" in text
+    assert "8 × 16 × 24" in text
+    assert "nothing is remembered" in text
