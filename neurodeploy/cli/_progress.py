@@ -41,6 +41,9 @@ def voxel_progress(title: str, quiet: bool) -> Iterator[ProgressCallback | None]
         task = bar.add_task(title, total=None, rate="")
 
         def show(progress: Progress) -> None:
+            if progress.note:
+                bar.console.print(f"{title}: {progress.note}", markup=False)
+                return
             bar.update(
                 task,
                 total=progress.total_voxels,
@@ -61,6 +64,9 @@ def _lines(title: str) -> ProgressCallback:
 
     def show(progress: Progress) -> None:
         nonlocal last
+        if progress.note:
+            click.echo(f"{title}: {progress.note}", err=True)
+            return
         if time.monotonic() - last < EVERY_S:
             return
         last = time.monotonic()

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 @click.option(
     "--follow-planes", type=click.IntRange(1), help="End after so many planes."
 )
+@click.option(
+    "--normalisation-from",
+    metavar="REPORT",
+    help="With --follow: the constants of this report (.json), and none are learnt.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a result that exists.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def segment(**options: Any) -> None:
@@ -61,8 +66,10 @@ def segment(**options: Any) -> None:
         if not options["quiet"]:
             show_report(followed)
         return
-    refuse_without("--follow", "follow_timeout", "follow_planes")
-    del options["follow_timeout"], options["follow_planes"]
+    followed_only = ("follow_timeout", "follow_planes", "normalisation_from")
+    refuse_without("--follow", *followed_only)
+    for name in followed_only:
+        del options[name]
     quiet: bool = options.pop("quiet")
     path: str = options.pop("input")
     output: str | None = options.pop("output")

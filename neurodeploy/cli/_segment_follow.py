@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from neurodeploy.cli._options import INPUT_NAMES, engine_settings
 from neurodeploy.cli._progress import voxel_progress
 
 if TYPE_CHECKING:
-    from neurodeploy_runtime import Report
+    from neurodeploy_runtime import Normalisation, Report
 
 #: Options that need the whole volume, or a volume of known depth, and what they are
 #: when nobody gave them.
@@ -43,9 +45,21 @@ def segment_followed(options: dict[str, Any]) -> Report:
     stem = path.name.removesuffix(".zarr").removesuffix(".ome")
     ending = ".seg.ome.zarr" if path.suffix == ".zarr" else ".seg.tif"
     output = Path(options["output"] or path.with_name(stem + ending))
+    bundle = load_bundle(options["model"])
+    report: str | None = options["normalisation_from"]
+    constants = None
+    if report is not None:
+        constants = _normalisation_of(Path(report))
+        if constants.kind != bundle.spec.normalisation:
+            raise SettingsError(
+                f"{report} has constants for {constants.kind}, the model "
+                f"{bundle.spec.name} is normalised by {bundle.spec.normalisation}: "
+                "take a report of the same model"
+            )
     settings = FollowSettings(
         live=LiveSettings(
             engine=engine_settings(dict(options)),
+            normalisation=constants,
             output_kind=options["output_kind"],
             threshold=options["threshold"],
             overlap=options["overlap"],
@@ -60,8 +74,29 @@ def segment_followed(options: dict[str, Any]) -> Report:
         return follow(
             path,
             output,
-            load_bundle(options["model"]),
+            bundle,
             settings,
             overwrite=options["overwrite"],
             progress=progress,
         )
+
+
+def _normalisation_of(path: Path) -> Normalisation:
+    """The constants that a report of `segment` or `segment --follow` holds."""
+    from neurodeploy_runtime import InputError, Normalisation
+
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        found = Normalisation(**report["provenance"]["normalisation"])
+        usable = isfinite(found.background) and 0 < found.noise < inf
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} holds no constants to normalise by ({type(error).__name__}: "
+            f"{error}): give the report (.json) that lies beside a segmentation"
+        ) from None
+    if not usable:
+        raise InputError(
+            f"{path} has a background of {found.background} and a noise of "
+            f"{found.noise}, by which nothing can be normalised: give another report"
+        )
+    return found

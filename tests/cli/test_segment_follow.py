@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -10,6 +11,10 @@ import pytest
 import tifffile
 
 from neurodeploy.cli import main
+from neurodeploy.cli._progress import voxel_progress
+from neurodeploy_runtime import EngineSettings
+from neurodeploy_runtime._progress import Progress
+from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
 
 
 def run(capsys, *arguments):
@@ -71,3 +76,81 @@ def test_what_needs_the_whole_volume_is_refused(
     code, err = run(capsys, *asked)
     assert code == 2
     assert named in err
+
+
+def test_the_constants_of_a_report_make_what_segment_makes(bundle, tmp_path, capsys):
+    """Learnt from the first planes alone, they would be others."""
+    rng = np.random.default_rng(0)
+    stack = rng.integers(90, 120, (24, 20, 24)).astype(np.uint16)
+    stack[16:] *= 2
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / f"z{z:03}.tif", plane)
+    common = ["-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu"]
+    whole = tmp_path / "whole.tif"
+    assert run(capsys, "segment", folder, *common, "-o", whole)[0] == 0
+    asked = ["segment", folder, *common, "--follow", "--follow-planes", 24]
+    asked += ["--normalisation-from", tmp_path / "whole.json"]
+    code, err = run(capsys, *asked)
+    assert code == 0, err
+    followed = tifffile.imread(tmp_path / "planes.seg.tif")
+    np.testing.assert_array_equal(followed, tifffile.imread(whole))
+    report = json.loads((tmp_path / "planes.seg.json").read_text())
+    other = json.loads((tmp_path / "whole.json").read_text())
+    name = "normalisation"
+    assert report["provenance"][name] == other["provenance"][name]
+    assert run(capsys, *asked[:-2], "--overwrite")[0] == 0
+    alone = json.loads((tmp_path / "planes.seg.json").read_text())
+    assert alone["provenance"][name] != other["provenance"][name]
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("{}", "holds no constants"),
+        ("no JSON", "holds no constants"),
+        (None, "holds no constants"),
+        ('{"kind": "unit", "background": 0, "noise": 1}', "take a report of the same"),
+        ('{"kind": "background-asinh", "background": 0, "noise": 0}', "a noise of 0"),
+    ],
+)
+def test_a_report_without_constants_for_the_model_is_refused(
+    bundle, tmp_path, capsys, said, named
+):
+    report = tmp_path / "report.json"
+    if said is not None:
+        held = f'{{"provenance": {{"normalisation": {said}}}}}'
+        report.write_text(held if "kind" in said else said)
+    asked = ["segment", tmp_path, "-m", bundle.path, "--follow"]
+    code, err = run(capsys, *asked, "--normalisation-from", report)
+    assert code == 2
+    assert named in " ".join(err.split())
+
+
+def test_an_absent_plane_is_named_while_it_is_waited_for(bundle, tmp_path, capsys):
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    plane = np.random.default_rng(0).integers(90, 120, (20, 24)).astype(np.uint16)
+    for z in (0, 1, 2, 3, 4, 6, 7, 8):
+        tifffile.imwrite(folder / f"z{z}.tif", plane)
+    told = []
+
+    def progress(progress):
+        if progress.note:
+            told.append(progress.note)
+            tifffile.imwrite(folder / "z5.tif", plane)
+
+    live = LiveSettings(engine=EngineSettings(device="cpu"))
+    settings = FollowSettings(
+        live=live, settle_s=0.02, poll_s=0.01, timeout_s=20.0, planes=9
+    )
+    output = tmp_path / "out.tif"
+    report = follow(folder, output, bundle, settings, progress=progress)
+    assert report.shape == (9, 20, 24)
+    assert len(told) == 1
+    assert "waits at plane 0" in told[0]
+    assert "lacks planes between z0.tif and z8.tif: 5" in told[0]
+    with voxel_progress("follow", quiet=False) as show:
+        show(Progress(0, 1, 0, 1.0, told[0]))
+    assert "follow: waits at plane 0" in capsys.readouterr().err

@@ -117,7 +117,8 @@ def follow(
 
     Finished planes are kept in a file beside the output until the depth is known; the
     output, its picture and report then take their names together. Stopped, it begins
-    anew.
+    anew. A plane that is absent while later ones are there is waited for, and named in
+    the `note` of `progress`, which another thread may call.
 
     Raises
     ------
@@ -203,6 +204,8 @@ class _FollowRun:
         self._start = time.perf_counter()
         self._warnings: list[str] = []
         self._stop = threading.Event()
+        self._telling = threading.Lock()
+        self._told = ""
 
     def execute(self, engines: list[Engine] | None) -> Report:
         kind = sink_kind(self._output)
@@ -253,6 +256,7 @@ class _FollowRun:
                 growing = self._open()
             if growing is not None:
                 growing.look()
+                self._tell_of_absent(growing, 0)
                 if growing.whole or (
                     isinstance(growing, GrowingZarr) and growing.there
                 ):
@@ -314,6 +318,7 @@ class _FollowRun:
                 # A push may have taken longer than the timeout: what came meanwhile
                 # is news that nobody has looked at.
                 growing.look()
+                self._tell_of_absent(growing, z)
                 if z < self._usable(growing):
                     continue
                 if growing.quiet_s > self._settings.timeout_s:
@@ -370,7 +375,20 @@ class _FollowRun:
         pixels = growing.plane_shape[0] * growing.plane_shape[1]
         total = max(planes, growing.declared or self._settings.planes or growing.there)
         seconds = time.perf_counter() - self._start
-        self._progress(Progress(planes * pixels, total * pixels, 0, seconds))
+        with self._telling:
+            self._progress(Progress(planes * pixels, total * pixels, 0, seconds))
+
+    def _tell_of_absent(self, growing: Growing, planes: int) -> None:
+        """Say once what is waited for: nothing behind it is segmented meanwhile."""
+        if growing.lacks == self._told:
+            return
+        self._told = growing.lacks
+        if self._progress is None or not growing.lacks:
+            return
+        seconds = time.perf_counter() - self._start
+        note = f"waits at plane {planes}: {growing.lacks}"
+        with self._telling:
+            self._progress(Progress(0, 1, 0, seconds, note))
 
     # -- what goes -------------------------------------------------------------
 

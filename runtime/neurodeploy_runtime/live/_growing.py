@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class Growing(ABC):
         Planes of which something is there.
     declared
         How deep the stack says it will be; None where it does not.
+    lacks
+        What has been waited for, though later planes are there; empty: nothing.
     """
 
     plane_shape: tuple[int, int]
@@ -50,6 +53,7 @@ class Growing(ABC):
         self.whole = 0
         self.there = 0
         self.declared: int | None = None
+        self.lacks = ""
         self._settle_s = settle_s
         self._changes: dict[str, tuple[object, float]] = {}
         self.news_at = time.monotonic()
@@ -111,6 +115,7 @@ class GrowingFolder(Growing):
             )
         self._files: list[Path] = []
         self._first: Path | None = None
+        self._lacks_from = inf
 
     def look(self) -> None:
         """See :meth:`Growing.look`."""
@@ -128,9 +133,14 @@ class GrowingFolder(Growing):
             return
         try:
             ordered = _in_order(files, self.path)
-        except InputError:
+        except InputError as error:
             # A plane may be written before the one that lies above it.
+            now = time.monotonic()
+            self._lacks_from = min(self._lacks_from, now)
+            if now - self._lacks_from >= ABSENT * self._settle_s:
+                self.lacks = str(error)
             return
+        self._lacks_from, self.lacks = inf, ""
         if ordered[: self.whole] != self._files[: self.whole]:
             raise InputError(
                 f"{self.path} has got a plane before {self._files[self.whole - 1].name}"

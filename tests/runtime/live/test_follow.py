@@ -331,25 +331,35 @@ class Held(NumpyEngine):
         super().infer(batch, out)
 
 
-def test_what_came_while_a_push_waited_for_the_engine_is_news(bundle, tmp_path):
+def test_what_came_while_a_push_waited_for_the_engine_is_news(
+    bundle, tmp_path, monkeypatch
+):
     stack = stack_of(40)
     path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
     array = zarr_of(path, 40, [4, 20, 24])
     array[:32].write(stack[:32]).result()
-    engine = Held(bundle)
+    engine, looked = Held(bundle), threading.Event()
+    look = GrowingZarr.look
+
+    def noted(growing):
+        look(growing)
+        if engine.gate.is_set():
+            looked.set()
+
+    monkeypatch.setattr(GrowingZarr, "look", noted)
 
     def write():
         assert engine.reached.wait(30.0)
-        time.sleep(0.5)
+        time.sleep(1.2)
         array[32:36].write(stack[32:36]).result()
         engine.gate.set()
-        time.sleep(0.3)
+        looked.wait(5.0)
         array[36:].write(stack[36:]).result()
 
     writer = threading.Thread(target=write)
     writer.start()
     live = LiveSettings(normalisation=UNIT, ring_planes=10)
-    asked = FollowSettings(live=live, timeout_s=0.4, settle_s=0.02, poll_s=0.01)
+    asked = FollowSettings(live=live, timeout_s=1.0, settle_s=0.02, poll_s=0.01)
     report = follow(path, output, bundle, asked, engines=[engine])
     writer.join()
     assert report.warnings == []
