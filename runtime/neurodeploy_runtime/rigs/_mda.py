@@ -190,9 +190,7 @@ class MdaSegmenter:
         """
         with self._lock:
             done = self._lock.wait_for(
-                lambda: (
-                    self._fatal is not None or (self._finished and self._busy == 0)
-                ),
+                lambda: self._fatal is not None or (self._finished and self._busy == 0),
                 timeout_s,
             )
             error = self._fatal or (self._error if done else None)

@@ -105,8 +105,8 @@ class RigClient:
             self._reader.close()
             if isinstance(error, OSError):
                 raise StreamError(
-                    f"what listens at {host}:{port} has hung up ({error}): look whether "
-                    "it is `neurodeploy serve`"
+                    f"what listens at {host}:{port} has hung up ({error}): look "
+                    "whether it is `neurodeploy serve`"
                 ) from None
             raise
         self._planes: Channel[LivePlane] = Channel(self.welcome.outlet_planes)

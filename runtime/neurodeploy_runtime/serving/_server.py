@@ -326,9 +326,7 @@ class Session:
         """Wait for the next message; None where the client has gone."""
         while not self._stop.is_set():
             if self.live is None and time.monotonic() > self._deadline:
-                raise ProtocolError(
-                    f"no HELLO came in {self._settings.stall_s:g} s"
-                )
+                raise ProtocolError(f"no HELLO came in {self._settings.stall_s:g} s")
             self._reader.settimeout(TICK_S)
             try:
                 # Peeking keeps a header whole that comes in pieces.
