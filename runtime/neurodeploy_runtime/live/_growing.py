@@ -203,6 +203,8 @@ class GrowingZarr(Growing):
         super().__init__(path, settle_s)
         self._options = options
         self._source: Source | None = None
+        #: The files of a layer that was taken before the array was made longer.
+        self._partial: Seen = ()
         self._open()
 
     def _open(self) -> None:
@@ -258,17 +260,26 @@ class GrowingZarr(Growing):
             whole = len(files) == every
             # Chunks of zeros may not be stored at all; but one that is written out
             # of order is not there yet, either.
-            patience = 1 if whole else ABSENT
+            # An array may be made longer within a layer, before the planes come: files
+            # that were taken for fewer planes do not hold them yet.
+            shorter = self._is_shorter(layer, files)
+            patience = 1 if whole and not shorter else ABSENT
             settled = self._settled(str(layer), (files, later), patience)
-            last = layer + 1 == self._layers and whole
+            last = layer + 1 == self._layers and whole and not shorter
             # The clock of every layer runs, behind one that is not settled too.
             settled_so_far &= settled and (later or last)
             if settled_so_far:
                 self.whole = min((layer + 1) * self._z_chunk, self.declared or 0)
+                self._partial = files if self.whole % self._z_chunk else ()
                 self._changes.pop(str(layer))
         if self.whole > before:
             # What was looked at before may have been kept, as empty.
             self._open()
+
+    def _is_shorter(self, layer: int, files: Seen) -> bool:
+        """Whether this layer was taken when the array ended in it, and is as it was."""
+        taken = bool(self._partial) and layer == self.whole // self._z_chunk
+        return taken and files == self._partial
 
     def _scan(self, first: int, ahead: int) -> dict[int, tuple[Seen, int]]:
         """The files of layers from `first` on, until `ahead` in a row have none."""
@@ -287,9 +298,9 @@ class GrowingZarr(Growing):
         """See :meth:`Growing.end`."""
         layers = self._scan(self.whole // self._z_chunk, self._layers + 1)
         begun = max((k for k, (files, _) in layers.items() if files), default=None)
-        if begun is not None:
+        if begun is not None and not self._is_shorter(begun, layers[begun][0]):
             self.there = min((begun + 1) * self._z_chunk, self.declared or 0)
-        self.whole = max(self.whole, self.there)
+            self.whole = max(self.whole, self.there)
         self._open()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

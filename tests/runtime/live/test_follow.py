@@ -385,3 +385,32 @@ def test_an_array_that_is_made_longer_ahead_of_its_planes_is_followed(bundle, tm
     followed(bundle, path, output, settle_s=0.02)
     writer.join()
     np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def looked_at(growing):
+    """What is whole when nothing has changed for long."""
+    for _ in range(2):
+        growing.look()
+        time.sleep(0.03)
+    growing.look()
+    return growing.whole
+
+
+def test_planes_that_are_announced_within_a_chunk_are_waited_for(tmp_path):
+    """The chunk is there already: it holds the planes before them."""
+    stack = stack_of(8)
+    array = zarr_of(tmp_path / "acquired.zarr", 2, [4, 20, 24])
+    array[:2].write(stack[:2]).result()
+    growing = GrowingZarr(tmp_path / "acquired.zarr", 0.02, ReadOptions())
+    assert looked_at(growing) == 2
+    longer = array.resize(exclusive_max=[3, *SHAPE]).result()
+    assert looked_at(growing) == 2
+    longer[2:3].write(stack[2:3]).result()
+    assert looked_at(growing) == 3
+    longer = longer.resize(exclusive_max=[8, *SHAPE]).result()
+    assert looked_at(growing) == 3
+    growing.end()
+    assert growing.whole == 3
+    longer[3:].write(stack[3:]).result()
+    assert looked_at(growing) == 8
+    np.testing.assert_array_equal(growing.read(0, 8), stack)

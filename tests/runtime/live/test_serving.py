@@ -342,15 +342,13 @@ def test_a_client_that_connects_and_says_nothing_is_let_go(server, bundle):
 def test_a_message_that_comes_byte_by_byte_ends(server, bundle):
     message = Header(Kind.HELLO, length=48).pack() + HELLO.pack()
     with raw(server) as connection:
-        started = time.monotonic()
         for byte in message:
             try:
                 connection.sendall(bytes([byte]))
             except ConnectionError:
                 break
             time.sleep(0.05)
-        # 80 bytes would take 4 s.
-        assert time.monotonic() - started < 3.0
+        # All of it, in 4 s, would be a HELLO.
         assert "stopped after" in said_at_last(connection)
     check_it_goes_on(server, bundle)
 
