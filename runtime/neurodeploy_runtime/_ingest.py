@@ -184,8 +184,8 @@ def _check_place(source: Source, output: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{output} cannot be written: the folder {output.parent} is not there"
         )
-    for path in (output, output.with_name(f"{output.name}.ingest")):
-        refuse_input(path, source.path, source.files)
+    work = output.with_name(f"{output.name}.ingest")
+    refuse_input((output, work), source.path, source.files)
     if not output.exists() and not output.is_symlink():
         return
     if not overwrite:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from neurodeploy_runtime._errors import OutputError
@@ -27,8 +28,10 @@ def local_path(path: Path | str) -> Path | None:
     return None if "://" in path else Path(path)
 
 
-def refuse_input(path: Path, source: Path | str, files: Sequence[Path] = ()) -> None:
-    """Refuse to write at `path` where that is the input, lies in it, or holds it.
+def refuse_input(
+    paths: Iterable[Path], source: Path | str, files: Sequence[Path] = ()
+) -> None:
+    """Refuse to write where that is the input, lies in it, or holds it.
 
     `source` is where the input was opened, and `files` what it is read from, where
     they are more. Links are followed, on both sides.
@@ -38,17 +41,20 @@ def refuse_input(path: Path, source: Path | str, files: Sequence[Path] = ()) -> 
     OutputError
         One of the three, naming the input.
     """
-    target = path.resolve()
-    for place in _places(source, files):
-        if target == place or _same_file(path, place):
+    # There may be thousands of places, on a slow disk: each is looked at once.
+    places = set(_places(source, files))
+    around = {parent for place in places for parent in place.parents}
+    for path in paths:
+        target = path.resolve()
+        if target in places or (path.exists() and _same_file(path, places)):
             raise OutputError(f"{path} is the input: it is never overwritten")
-        if target in place.parents:
+        if target in around:
             raise OutputError(
-                f"{path} holds the input {place}: it is never overwritten, choose "
+                f"{path} holds the input {source}: it is never overwritten, choose "
                 "another name"
             )
-    if lies_inside(path, source):
-        raise OutputError(f"{path} lies inside the input: choose another place")
+        if lies_inside(path, source):
+            raise OutputError(f"{path} lies inside the input: choose another place")
 
 
 def lies_inside(path: Path, source: Path | str) -> bool:
@@ -84,9 +90,13 @@ def _places(source: Path | str, files: Sequence[Path]) -> Iterator[Path]:
         yield folders[file.parent] / file.name
 
 
-def _same_file(path: Path, place: Path) -> bool:
+def _same_file(path: Path, places: Iterable[Path]) -> bool:
     """By another name: a hard link, or a system that ignores case."""
-    try:
-        return path.samefile(place)
-    except OSError:
-        return False
+    mine = path.stat()
+    for place in places:
+        try:
+            if os.path.samestat(mine, place.stat()):
+                return True
+        except OSError:
+            continue
+    return False

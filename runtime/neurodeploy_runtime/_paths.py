@@ -85,18 +85,19 @@ class Paths:
         if not folder.is_dir():
             raise OutputError(f"the folder {folder} does not exist: make it first")
         beside = (self.report, self.picture, *also)
-        for path in (*(path for _, path in self.outputs), *beside):
-            there = path.exists() or path.is_symlink()
-            if there and not may_exist:
+        every = (*(path for _, path in self.outputs), *beside)
+        there = [path for path in every if path.exists() or path.is_symlink()]
+        for path in there:
+            if not may_exist:
                 which = f", which this run leaves beside {self.output.name}"
                 raise OutputError(
                     f"{path} exists{which if path in beside else ''}: choose another "
                     "name with -o, or pass --overwrite"
                 )
-            refuse_input(path, source, files)
-            if there and not may_replace(path, "tiff" if path in beside else kind):
+        refuse_input((*every, self.work), source, files)
+        for path in there:
+            if not may_replace(path, "tiff" if path in beside else kind):
                 raise OutputError(_not_replaced(path))
-        refuse_input(self.work, source, files)
 
     def take_records(self, kind: PlaneKind, path: Path) -> None:
         """Put the checksums of an output that has its name beside it, to open it.

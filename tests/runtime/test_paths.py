@@ -93,6 +93,15 @@ def test_a_plane_of_the_input_is_not_replaced_and_none_is_added(
     assert segment(planes, planes / "results" / "seg.tif").outputs
 
 
+def test_a_hard_link_to_the_input_is_the_input(
+    segment: Callable[..., Any], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "in.npy", VOXELS)
+    (tmp_path / "out.tif").hardlink_to(tmp_path / "in.npy")
+    with pytest.raises(OutputError, match="is the input"):
+        segment(tmp_path / "in.npy", tmp_path / "out.tif")
+
+
 def test_the_other_files_of_an_ome_tiff_set_are_the_input_too(
     segment: Callable[..., Any], tmp_path: Path
 ) -> None:
