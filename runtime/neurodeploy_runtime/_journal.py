@@ -281,7 +281,9 @@ class Journal:
         self._stop.set()
         self._close_log()
         if self._beat is not None:
-            self._beat.join()
+            # Ctrl-C may fall while it is started; it ends by itself then.
+            if self._beat.is_alive():
+                self._beat.join()
             self._beat = None
             self._lock_path.unlink(missing_ok=True)
 

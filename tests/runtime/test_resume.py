@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -179,7 +180,7 @@ def test_ctrl_c_leaves_no_file_under_the_final_name(
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said.decode()
     assert not job.output.exists()
     code, err = job.run()
@@ -187,6 +188,21 @@ def test_ctrl_c_leaves_no_file_under_the_final_name(
     with open_volume(job.output) as result, open_volume(job.folder / "in.tif") as given:
         whole = Box.whole(given.shape)
         assert (result.read(whole) == given.read(whole)).all()
+
+
+def test_ctrl_c_while_the_heartbeat_is_started_is_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "out.tif.neurodeploy")
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.lock()
+    journal.close()
+    assert not list(journal.folder.glob("*.lock"))
 
 
 def noise(shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
