@@ -333,9 +333,10 @@ def _size(values: Values) -> str:
         (row["cpu_s"] / prod(row["shape"]) * 1e9, f"{row['shape'][0]}³") for row in rows
     ]
     (least, cheapest), (first, small), (last, large) = min(costs), costs[0], costs[-1]
+    between = f", {least:.0f} at {cheapest}, where it is least," * (cheapest != large)
     return (
-        f"**Size**: CPU time around the network is {first:.0f} ns a voxel at {small}, "
-        f"{least:.0f} at {cheapest}, where it is least, and {last:.0f} at {large}; "
+        f"**Size**: CPU time around the network is {first:.0f} ns a voxel at {small}"
+        f"{between} and {last:.0f} at {large}; "
         f"over all sizes it grows as voxels to the {values['cpu_exponent']:.2f}."
     )
 
