@@ -21,9 +21,11 @@ from neurodeploy_runtime import (
     EngineSettings,
     Segmenter,
     TilePlan,
+    choose_engine,
     create_sink,
 )
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime.engines import _openvino
 from neurodeploy_runtime.measure import (
     STAGES,
     Comparison,
@@ -291,3 +293,16 @@ def test_results_of_one_plane_are_compared_too(tmp_path: Path) -> None:
         with create_sink(tmp_path / f"{name}.tif", "tiff", mask.shape, np.uint8) as out:
             out.finish({})
     assert agreement(tmp_path / "a.tif", tmp_path / "b.tif") == (1.0, 1.0)
+
+
+def test_bf16_is_not_asked_of_a_cpu_that_has_none(
+    make_identity_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO computes in fp32 there, and the report said bf16."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is missing")
+    monkeypatch.setattr(_openvino, "_capabilities", lambda: ["FP32", "INT8"])
+    asked = EngineSettings(device="cpu", precision="bf16")
+    with pytest.raises(DeviceError, match="this CPU has no bf16"):
+        choose_engine(make_identity_bundle(), asked)
+    found = candidates(make_identity_bundle(), EngineSettings("openvino", "cpu"))
+    assert [one.why_not is None for one in found] == [True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,7 +24,20 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
         return "OpenVINO does not run on NVIDIA GPUs: use --device cpu"
     if settings.precision == "fp16":
         return "OpenVINO on a CPU computes in fp32 or bf16: use one of them"
+    if settings.precision == "bf16" and "BF16" not in _capabilities():
+        return (
+            "this CPU has no bf16, and OpenVINO would compute in fp32 without a word: "
+            "use --precision fp32"
+        )
     return why_not_resident(settings)
+
+
+@cache
+def _capabilities() -> list[str]:
+    """What OpenVINO says that this CPU computes in."""
+    import openvino
+
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoEngine(Engine):
