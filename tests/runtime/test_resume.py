@@ -217,9 +217,14 @@ class FailsAt(ArraySource):
     def __init__(self, array: np.ndarray[Any, Any], plane: int) -> None:
         super().__init__(array)
         self.plane = plane
+        #: What has to come about before it fails, within seconds.
+        self.ready: Callable[[], bool] = lambda: True
 
     def read(self, box: Box, out: Any = None) -> Any:
         if box.stop[0] > self.plane:
+            deadline = time.monotonic() + 20
+            while not self.ready() and time.monotonic() < deadline:
+                time.sleep(0.01)
             raise ReadError(f"plane {self.plane} is damaged")
         return super().read(box, out)
 
@@ -552,11 +557,15 @@ def test_a_recorded_unit_that_is_not_there_is_done_again(
     voxels[256:512] = 0
     source = FailsAt(voxels, 800)
     output = tmp_path / f"out{suffix}"
+    work = tmp_path / f"out{suffix}.neurodeploy"
+
+    def recorded() -> set[int]:
+        return {start[0] for start in Journal(work).records()}
+
+    source.ready = lambda: {0, 256, 512} <= recorded()
     with pytest.raises(ReadError, match="plane 800 is damaged"):
         segmenter(bundle).segment(source, output)
-    work = tmp_path / f"out{suffix}.neurodeploy"
-    recorded = {start[0] for start in Journal(work).records()}
-    assert {0, 256, 512} <= recorded
+    assert {0, 256, 512} <= recorded()
     if suffix == ".tif":
         # The first unit's entry, as a write leaves it that is torn by a kill.
         with (work / "probability.tif.units").open("r+b") as entries:
@@ -971,3 +980,18 @@ def test_too_many_workers_leave_nothing_that_fewer_could_not_go_on_with(
         segmenter(bundle, replace(WANTED, worker=(1, 3))).segment(source, output)
         is None
     )
+
+
+def test_a_run_that_may_replace_a_result_may_so_when_it_continues(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    bundle, output = make_identity_bundle(), tmp_path / "out.tif"
+    source = FailsAt(noise((300, 40, 50)), 200)
+    output.write_bytes(b"an older result")
+    with pytest.raises(ReadError):
+        segmenter(bundle).segment(source, output, overwrite=True)
+    assert output.read_bytes() == b"an older result"
+    source.plane = 10**9
+    segmenter(bundle).segment(source, output)
+    assert (tifffile.imread(output) == source._array).all()
