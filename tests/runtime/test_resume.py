@@ -147,9 +147,15 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     job = make_job(suffix)
     whole_s = timed(job)
     expected = digest(job.output)
-    job.put_away("expected")
-    assert kill_until_done(job, expected, 3, 1, whole_s)[0] >= 1
-    assert digest(job.output) == expected
+    died = 0
+    for seed in range(1, 9):
+        job.put_away(f"old-{seed}")
+        died, whole_s = kill_until_done(job, expected, 3, seed, whole_s)
+        assert digest(job.output) == expected
+        if died:
+            break
+    # A machine that gets faster ends before the first kill, and is timed anew.
+    assert died >= 1
 
 
 @pytest.mark.slow
