@@ -10,6 +10,7 @@ from neurodeploy_runtime.engines._choose import (
     same_engine,
 )
 from neurodeploy_runtime.engines._numpy import NumpyEngine
+from neurodeploy_runtime.engines._portions import Portions
 
 __all__ = [
     "Choice",
@@ -17,6 +18,7 @@ __all__ = [
     "EngineSettings",
     "NumpyEngine",
     "PlaceName",
+    "Portions",
     "choose_engine",
     "choose_engines",
     "open_engine",

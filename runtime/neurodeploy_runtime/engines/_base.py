@@ -49,6 +49,8 @@ class Engine(ABC):
     name: ClassVar[str]
     #: Whether tiles stay on its GPU between normalising and quantising.
     resident: bool = False
+    #: Whether `infer` also takes a part of a batch.
+    divisible: ClassVar[bool] = False
     #: What was asked for and is not so, for a report.
     notes: tuple[str, ...] = ()
 

@@ -83,6 +83,7 @@ class OnnxRuntimeEngine(Engine):
     """A session of ONNX Runtime with one provider, which is the one asked for."""
 
     name = "onnxruntime"
+    divisible = True
 
     def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
         import onnxruntime

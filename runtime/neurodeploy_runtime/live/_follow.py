@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import (
     CancelledError,
@@ -27,7 +28,6 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._journal import write_atomically
 from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._progress import Progress, ProgressCallback
