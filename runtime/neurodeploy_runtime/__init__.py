@@ -8,6 +8,7 @@ What may be relied on is listed here; all else may change. No PyTorch is needed.
         report = segmenter.segment(volume, "brain.seg.tif")
 """
 
+from neurodeploy_runtime._begun import as_begun
 from neurodeploy_runtime._bundle import (
     Bundle,
     BundleWriter,
@@ -102,6 +103,7 @@ __all__ = [
     "StreamError",
     "TilePlan",
     "WriteError",
+    "as_begun",
     "choose_engine",
     "create_sink",
     "default_bundle_path",

@@ -25,7 +25,8 @@ class EngineSettings:
     `device` is ``auto``, ``cpu``, ``cuda:N`` or, to segment a volume, several GPUs of
     one kind as ``cuda:0,cuda:1``; `threads` are those of a CPU engine
     (None: every core that this process may use); `batch` is the fixed number of tiles
-    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU). `blend_on` says
+    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU). Where the bundle has
+    local settings of this machine, None is what they say. `blend_on` says
     where tiles are normalised, blended and quantised: with `auto` on the engine's GPU
     where CuPy is installed, else on the host. The result has the same bits.
     """
