@@ -66,7 +66,8 @@ def export_bundle(
         The network, the tiles or the settings cannot be exported; nothing was written.
     ParityError
         A step's answers differ by more than the settings' limits. The worst tile is
-        left as ``<out>.failed-<step>.png``; nothing has the name `out`.
+        left as ``<out>.failed-<step>.png``, or with a number where that is there;
+        nothing has the name `out`.
     ExportError, PrecisionError, WriteError
         The export failed otherwise; nothing has the name `out`.
     """
@@ -178,11 +179,20 @@ class _Run:
         parity = compare(step, before, after, self.spec.threshold)
         image = picture(parity, self.tiles, before, after, self.spec)
         if parity.failures(limits):
-            left = self.out.with_name(f"{self.out.name}.failed-{step}.png")
+            left = self._name_of_failure(step)
             left.write_bytes(image)
             parity.require(limits, f"the worst tile is drawn in {left}")
         (self.folder / f"parity_{step}.png").write_bytes(image)
         return parity
+
+    def _name_of_failure(self, step: str) -> Path:
+        """Beside the bundle; not that of a file that is there, unless it may be."""
+        name = f"{self.out.name}.failed-{step}"
+        left, number = self.out.with_name(f"{name}.png"), 1
+        while left.exists() and not self.settings.overwrite:
+            number += 1
+            left = self.out.with_name(f"{name}-{number}.png")
+        return left
 
     def _finite_answers(self, answers: NDArray[np.float32]) -> None:
         bad = int(np.count_nonzero(~np.isfinite(answers)))

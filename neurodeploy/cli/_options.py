@@ -189,21 +189,42 @@ def default_output(path: str, source: Source, ending: str = "seg") -> Path:
     Zarr, N5 and precomputed give OME-Zarr; v3draw gives v3draw; all else TIFF. The
     result of a volume that lies on a server goes into the working folder.
     """
-    folder = Path()
-    if "://" in path:
-        name = path.rstrip("/").rpartition("/")[2]
-    else:
-        given = Path(path)
-        # The name of "." or ".." is that of the folder it stands for.
-        given = given if given.name not in ("", "..") else given.resolve()
-        folder, name = given.parent, given.name
-    stem, suffix = _split(name)
+    folder, stem, suffix = beside_input(path)
     kind = source.format.lower()
     if any(word in kind for word in ("zarr", "n5", "precomputed")):
         return folder / f"{stem}.{ending}.ome.zarr"
     if suffix == ".v3draw":
         return folder / f"{stem}.{ending}.v3draw"
     return folder / f"{stem}.{ending}.tif"
+
+
+def beside_input(path: str) -> tuple[Path, str, str]:
+    """The folder of a result, the name it begins with, and the suffix of the input.
+
+    Never inside a store: the result of an array in one lies beside the whole of it,
+    and is named after both.
+    """
+    if "://" in path:
+        return Path(), *_split(path.rstrip("/").rpartition("/")[2])
+    given = Path(path)
+    # The name of "." or ".." is that of the folder it stands for.
+    given = given if given.name not in ("", "..") else given.resolve()
+    store, within = _around(given)
+    stem, suffix = _split(store.name)
+    return store.parent, ".".join((stem, *within)), suffix
+
+
+def _around(given: Path) -> tuple[Path, tuple[str, ...]]:
+    """The outermost store that holds a path, and the names from there to it."""
+    from neurodeploy_runtime.volumes._open import GROUP_MARKS
+
+    here = given.absolute()
+    within: tuple[str, ...] = ()
+    while here != here.parent and any(
+        (here.parent / mark).is_file() for mark in GROUP_MARKS
+    ):
+        here, within = here.parent, (here.name, *within)
+    return (here, within) if within else (given, ())
 
 
 def _split(name: str) -> tuple[str, str]:

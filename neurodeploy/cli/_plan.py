@@ -85,7 +85,7 @@ def _show(found: Forecast, target: Path) -> None:
     if found.device_bytes:
         table.add_row(
             "device memory",
-            f"{found.device_bytes / 1e9:.3g} GB for batches, beside the network",
+            f"{found.device_bytes / 1e9:.3g} GB for tiles, beside the network",
         )
     table.add_row(
         "reading", f"{found.read_amplification:.2f} bytes decoded for each one used"

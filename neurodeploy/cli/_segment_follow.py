@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurodeploy.cli._options import INPUT_NAMES, engine_settings
+from neurodeploy.cli._options import INPUT_NAMES, beside_input, engine_settings
 from neurodeploy.cli._progress import voxel_progress
 
 if TYPE_CHECKING:
@@ -42,9 +41,9 @@ def segment_followed(options: dict[str, Any]) -> Report:
             "probability"
         )
     path = Path(options["input"])
-    stem = path.name.removesuffix(".zarr").removesuffix(".ome")
-    ending = ".seg.ome.zarr" if path.suffix == ".zarr" else ".seg.tif"
-    output = Path(options["output"] or path.with_name(stem + ending))
+    folder, stem, suffix = beside_input(options["input"])
+    ending = ".seg.ome.zarr" if suffix == ".zarr" else ".seg.tif"
+    output = Path(options["output"] or folder / f"{stem}{ending}")
     bundle = load_bundle(options["model"])
     report: str | None = options["normalisation_from"]
     constants = None
@@ -83,20 +82,15 @@ def segment_followed(options: dict[str, Any]) -> Report:
 
 def _normalisation_of(path: Path) -> Normalisation:
     """The constants that a report of `segment` or `segment --follow` holds."""
-    from neurodeploy_runtime import InputError, Normalisation
+    from neurodeploy_runtime import InputError, Normalisation, SettingsError
 
     try:
         report = json.loads(path.read_text("utf-8"))
-        found = Normalisation(**report["provenance"]["normalisation"])
-        usable = isfinite(found.background) and 0 < found.noise < inf
+        return Normalisation(**report["provenance"]["normalisation"])
+    except SettingsError as error:
+        raise InputError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} holds no constants to normalise by ({type(error).__name__}: "
             f"{error}): give the report (.json) that lies beside a segmentation"
         ) from None
-    if not usable:
-        raise InputError(
-            f"{path} has a background of {found.background} and a noise of "
-            f"{found.noise}, by which nothing can be normalised: give another report"
-        )
-    return found

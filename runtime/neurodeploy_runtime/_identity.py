@@ -56,7 +56,7 @@ def run_identity(
             "dtype": source.dtype.name,
         },
         "model": {"name": bundle.spec.name, "digest": bundle.digest},
-        "engine": same_engine(engines),
+        "engine": _kind_of(engines),
         "versions": versions_of(engines),
         "tiles": {
             "tile": list(plan.tile),
@@ -101,3 +101,10 @@ def refuse_changed(
             f"result stays in {journal.folder} without its name: run again with "
             "--overwrite when nothing writes to the input any more"
         )
+
+
+def _kind_of(engines: Sequence[Engine]) -> dict[str, Any]:
+    """Which of several like devices it is changes no bit: workers may each have one."""
+    told = same_engine(engines)
+    kind, *_ = told["device"].replace(",", ":").split(":")
+    return {**told, "device": kind}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 from neurodeploy_runtime._errors import MemoryCapError, OutputError
@@ -45,8 +46,8 @@ def choose_shards(
     """Shards and a way to read that fit the cap, the largest shards first.
 
     Shards whose planes stay in memory go before larger ones that need a scratch file.
-    `begun`: the shards of a store that is begun already, as its plan names them; no
-    others are chosen then.
+    Where none fit, the source decodes fewer chunks at a time. `begun`: the shards of a
+    store that is begun already, as its plan names them; no others are chosen then.
 
     Raises
     ------
@@ -55,9 +56,23 @@ def choose_shards(
     """
     tensorstore()  # loaded, it counts as held
     held = current_rss() + _OVERHEAD_BYTES
-    # What the source takes beside the chunks it keeps.
     source.keep(0)
-    working = held + source.memory_bytes
+    chunks = source.decode_at_once(sys.maxsize)
+    while True:
+        # What the source takes beside the chunks it keeps.
+        working = held + source.memory_bytes
+        try:
+            return _shards_beside(working, source, memory_bytes, begun)
+        except MemoryCapError:
+            if chunks == 1:
+                raise
+            chunks = source.decode_at_once(chunks // 2)
+
+
+def _shards_beside(
+    working: int, source: Source, memory_bytes: int, begun: object
+) -> tuple[Shape, ReadPlan]:
+    """As :func:`choose_shards`, where the process and the source take `working`."""
     plane_bytes = source.shape[1] * source.shape[2] * source.dtype.itemsize
     scratched: tuple[Shape, ReadPlan] | None = None
     of_begun = [grain for grain in _GRAINS if list(grain) == begun]

@@ -9,6 +9,8 @@ Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy`` (of an ingest,
     failed-I.log         one line per unit that the disk refused, and why
     notes-I.log          what happened on the way and belongs into the report
     worker-I.lock        who works as I: host, process, its start, heartbeat
+    begin.lock           who begins or joins: one at a time
+    finish.lock          who gives the output its name
 
 A unit is written and flushed first and recorded after; done means recorded and present
 and readable. The folder goes away when the output has its final name.
@@ -23,7 +25,7 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -47,8 +49,8 @@ MAX_PLAN_BYTES = 64_000_000
 OURS = (
     *("plan.json", "*.log", "*.lock", "naming", "replaced", "projections-*"),
     *("mask.*", "probability.*", "volume.*", "seam.*"),
-    *(".plan.json.*", ".worker-*", ".finish.lock.*", ".projections-*"),
-    *(".neurodeploy-*", ".nfs*"),
+    *(".plan.json.*", ".worker-*", ".begin.lock.*", ".finish.lock.*"),
+    *(".projections-*", ".neurodeploy-*", ".nfs*"),
 )
 #: A lock that names nobody for longer was left by a kill.
 STARTING, STARTING_S = "a process that is just starting", 2.0
@@ -149,7 +151,11 @@ class Journal:
         """All units recorded by all workers; torn last lines count for nothing."""
         found: dict[Shape, Record] = {}
         for path in sorted(self.folder.glob("done-*.log")):
-            text = path.read_bytes()
+            try:
+                text = path.read_bytes()
+            except FileNotFoundError:
+                # Another worker has finished, and removes what is not needed any more.
+                continue
             for line in text[: text.rfind(b"\n") + 1].splitlines():
                 try:
                     numbers = [int(field) for field in line.split()]
@@ -208,6 +214,44 @@ class Journal:
 
     # -- one process per worker ------------------------------------------------
 
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Within, nobody else begins, clears or joins what lies here: they wait.
+
+        Who begins removes what lies here without a plan, and that must not be what
+        another worker, whose place is not yet seen, has just made. The folder is made
+        where it is not there.
+        """
+        path = self.folder / "begin.lock"
+        end = time.monotonic() + LEASE_S
+        while (holder := self._take_in_folder(path)) is not None:
+            if time.monotonic() > end:
+                raise ResumeError(
+                    f"{holder} has been about to begin in {self.folder} for "
+                    f"{LEASE_S:.0f} s: wait for it, or stop it"
+                )
+            time.sleep(0.05)
+        self._held.append(path)
+        try:
+            yield
+        finally:
+            self._held.remove(path)
+            path.unlink(missing_ok=True)
+
+    def _take_in_folder(self, path: Path) -> str | None:
+        """As :func:`_take`; who was refused may remove the folder at any moment."""
+        for _ in range(10):
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cannot write to {self.folder}: {error}") from None
+            try:
+                return _take(path)
+            except OutputError:
+                if self.folder.is_dir():
+                    raise
+        return "another process, at this very moment,"
+
     def lock(self) -> None:
         """Take this worker's place; ResumeError where another process has it.
 
@@ -249,18 +293,17 @@ class Journal:
                     f"{path} is not of an unfinished run, and {self.folder} is in the "
                     "way: move it elsewhere, or choose another output"
                 )
-        for path in self.folder.glob("worker-*.lock"):
-            alive = None if path == self._lock_path else _holder(path)
-            if alive is not None:
-                raise ResumeError(
-                    f"{alive} is working on what lies in {self.folder}: wait for it, "
-                    "or stop it"
-                )
+        if others := self._others():
+            raise ResumeError(
+                f"{others[0]} is working on what lies in {self.folder}: wait for it, "
+                "or stop it"
+            )
         self._close_log()
         try:
-            (self.folder / PLAN).unlink(missing_ok=True)
+            if self.exists:
+                (self.folder / PLAN).unlink(missing_ok=True)
             for path in self.folder.iterdir():
-                if path == self._lock_path:
+                if path in self._held:
                     continue
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -285,13 +328,39 @@ class Journal:
                     os.utime(path)
 
     def claim_finish(self) -> bool:
-        """Whether this worker is the one that gives the output its final name."""
+        """Whether this worker is the one that gives the output its final name.
+
+        It waits for the others to leave: they may be saving their part of the picture,
+        or making a unit again that they found damaged. One that stays for long has
+        more to do, and finishes itself.
+        """
         path = self.folder / "finish.lock"
         if not self.folder.is_dir() or _take(path) is not None:
             return False
         # To finish a large output may take longer than a lock lasts without a sign.
         self._held.append(path)
-        return True
+        alone = False
+        try:
+            end = time.monotonic() + LEASE_S
+            while not (alone := not self._others()) and time.monotonic() < end:
+                time.sleep(0.05)
+        finally:
+            if not alone:
+                self.leave_finish()
+        return alone
+
+    def leave_finish(self) -> None:
+        """Let another worker, or a later run, give the output its name."""
+        path = self.folder / "finish.lock"
+        if path in self._held:
+            self._held.remove(path)
+            path.unlink(missing_ok=True)
+
+    def _others(self) -> list[str]:
+        """The other workers that are alive."""
+        locks = self.folder.glob("worker-*.lock")
+        found = [_holder(path) for path in locks if path != self._lock_path]
+        return [holder for holder in found if holder is not None]
 
     def close(self) -> None:
         """Give the worker's place back; may be called twice."""
@@ -322,6 +391,7 @@ def _take(path: Path) -> str | None:
     while taken_over < 3:
         if _place(path):
             return None
+        content = _content(path)
         alive = _holder(path)
         if alive == STARTING:
             # Its name comes at once, or it was killed before it could write it. By our
@@ -335,9 +405,31 @@ def _take(path: Path) -> str | None:
             alive = None
         if alive is not None:
             return alive
-        path.unlink(missing_ok=True)
+        _remove_dead(path, content)
         taken_over += 1
     return "another process, at this very moment,"
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _remove_dead(path: Path, content: bytes | None) -> None:
+    """Remove the lock of this content, and none that has come in its place.
+
+    Two may find one that is dead at the same moment: what the slower of them moves
+    aside is then the lock of the faster, and goes back.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.dead")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _content(aside) != content:
+            with contextlib.suppress(OSError):
+                os.link(aside, path)
+        aside.unlink(missing_ok=True)
 
 
 def _place(path: Path) -> bool:

@@ -38,6 +38,9 @@ class Footprint:
     seam: bool = False
     #: What the source decodes at a time, where chunks are deeper than a plane.
     chunk: Shape | None = None
+    flips: bool = False
+    #: Bytes for each voxel of a plane in which one is quantised and looked at.
+    finishing: int = 0
     #: What tiles and sums may take of a GPU; None: they lie on the host.
     gpu_bytes: int | None = None
 
@@ -66,7 +69,9 @@ class Footprint:
         # Cutting, writing and checking each copy a tile or a unit.
         copies = 2 * unit * self.outputs + 4 * prod(plan.tile) * 8
         cache = self.cache_bytes(plan, region)
-        return raw + tiles + outlet + copies + cache
+        # The picture pools half a plane of the image, and of the result, at a time.
+        planes = area * self.finishing + area * (self.voxel_bytes + 1) // 2
+        return raw + tiles + outlet + copies + cache + planes
 
     def tile_bytes(self, plan: TilePlan, region: Box) -> int:
         """Bytes of the tiles on their way and of their sums, wherever they lie."""
@@ -74,7 +79,10 @@ class Footprint:
         blend = plan.window[0] * area * 4 * (2 if self.seam else 1)
         slots = self.slots * self.batch * 4 * (prod(plan.tile) + prod(plan.window))
         if self.gpu_bytes is None:
-            return blend + slots
+            # Of each engine: the batch flipped, that of the flip before, its answer.
+            flipped = self.batch * 4 * (2 * prod(plan.tile) + prod(plan.window))
+            engines = self.slots // 2 - 1
+            return blend + slots + (engines * flipped if self.flips else 0)
         # One plane of levels leaves at a time; flips, half precision, the raw tile
         # and the weights are less than two slots.
         return blend + slots + 2 * slots // self.slots + area
@@ -91,6 +99,8 @@ class MemoryPlan:
     cache_bytes: int = 0
     #: Planes are decoded into a scratch file first, because regions cut them.
     scratch: bool = False
+    #: What tiles and their sums take of a GPU; 0 where they lie on the host.
+    device_bytes: int = 0
 
 
 def ring_depth(plan: TilePlan, region: Box) -> int:
@@ -136,7 +146,10 @@ def choose_regions(
                 tiles = sum(plan.tiles_in(cell) for cell in cells)
                 redundancy = tiles * prod(plan.tile) / roi.voxels
                 cache = max(footprint.cache_bytes(plan, cell) for cell in cells)
-                return MemoryPlan(tuple(cells), need, redundancy, cache)
+                on_gpu = 0 if footprint.gpu_bytes is None else tile_bytes
+                return MemoryPlan(
+                    tuple(cells), need, redundancy, cache, device_bytes=on_gpu
+                )
             least = need
     if not fits:
         raise MemoryCapError(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from math import ceil, inf, isfinite
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError
+from neurodeploy_runtime._errors import InputError, SettingsError
 
 Kind = Literal["background-asinh", "unit"]
 
@@ -23,6 +24,9 @@ PADDING_SHARE = 0.05
 
 #: Half of a normal distribution's central 68.27 % lies below its median.
 LOWER_SIGMA = 0.158655
+
+#: Voxels that are counted at a time.
+PIECE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class Normalisation:
     kind: Kind
     background: float
     noise: float
+
+    def __post_init__(self) -> None:
+        try:
+            usable = isfinite(self.background) and 0 < self.noise < inf
+        except TypeError:
+            usable = False
+        if self.kind not in get_args(Kind) or not usable:
+            raise SettingsError(
+                f"a background of {self.background!r} and a noise of {self.noise!r} "
+                f"({self.kind}) normalise nothing: give finite numbers, the noise "
+                f"above 0, and one of {', '.join(get_args(Kind))}"
+            )
 
     def apply(
         self, voxels: NDArray[Any], out: NDArray[np.float32] | None = None
@@ -90,20 +106,21 @@ class Histogram:
             self._low = int(np.iinfo(self.dtype).min)
             self._counts = np.zeros(2 ** (8 * self.dtype.itemsize), np.int64)
         self._kept: list[NDArray[np.float32]] = []
-        self._kept_size = 0
         self._stride = 1
         self.voxels = 0
 
     def add(self, voxels: NDArray[Any]) -> None:
         """Count these voxels; a NaN or an infinity is an InputError."""
-        before = self.voxels
-        self.voxels += voxels.size
         if self._exact:
             flat = voxels.ravel()
-            index = flat if self._low == 0 else flat.astype(np.int64) - self._low
-            self._counts += np.bincount(index, minlength=self._counts.size)
+            # In pieces: to be counted, each voxel becomes 8 bytes.
+            for start in range(0, flat.size, PIECE):
+                piece = flat[start : start + PIECE]
+                index = piece if self._low == 0 else piece.astype(np.int64) - self._low
+                self._counts += np.bincount(index, minlength=self._counts.size)
+            self.voxels += flat.size
             return
-        flat = voxels.astype(np.float32).ravel()
+        flat = voxels.astype(np.float32, copy=False).ravel()
         bad = int(flat.size - np.count_nonzero(np.isfinite(flat)))
         if bad:
             raise InputError(
@@ -111,22 +128,25 @@ class Histogram:
                 "(with the background, for example) before segmenting"
             )
         # By the number of voxels before it, so that the last chunk weighs as the first.
-        flat = flat[-before % self._stride :: self._stride].copy()
-        self._kept.append(flat)
-        self._kept_size += flat.size
-        while self._kept_size > self.max_kept:
+        self._kept.append(flat[-self.voxels % self._stride :: self._stride].copy())
+        self.voxels += flat.size
+        while sum(part.size for part in self._kept) > self.max_kept:
             # By 3: an even stride would meet the same columns in every row.
             self._stride *= 3
-            self._kept = [np.concatenate(self._kept)[::3].copy()]
-            self._kept_size = self._kept[0].size
+            before = 0
+            for n, part in enumerate(self._kept):
+                self._kept[n] = part[-before % 3 :: 3].copy()
+                before += part.size
 
-    def _values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Distinct values, ascending, and how many voxels have each."""
+    def _values(self) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Values, ascending, and how many voxels have each; None: one has each."""
         if self._exact:
             index = np.flatnonzero(self._counts)
             return (index + self._low).astype(np.float64), self._counts[index]
-        values, counts = np.unique(np.concatenate(self._kept), return_counts=True)
-        return values.astype(np.float64), counts.astype(np.int64)
+        # Not distinct ones, with counts: that took ten times the memory.
+        values = np.concatenate(self._kept)
+        values.sort()
+        return values, None
 
     def quantiles(self, shares: Iterable[float]) -> list[float]:
         """Grey values below which these shares of all voxels lie."""
@@ -144,7 +164,7 @@ class Histogram:
         if self.voxels == 0:
             raise InputError("the image is empty: nothing to normalise by")
         values, counts = self._values()
-        if len(values) < 2:
+        if values[0] == values[-1]:
             raise InputError(
                 f"the image is constant: every voxel that was read is {values[0]:g}; "
                 "check the channel, the time point and the file"
@@ -152,25 +172,31 @@ class Histogram:
         if kind == "unit":
             top = float(np.iinfo(self.dtype).max) if self.dtype.kind in "iu" else 1.0
             return Normalisation("unit", 0.0, top)
-        if counts[0] > PADDING_SHARE * counts.sum():
+        if counts is None:
+            least = int(np.searchsorted(values, values[0], "right"))
+            if least > PADDING_SHARE * len(values):
+                values = values[least:]
+        elif counts[0] > PADDING_SHARE * counts.sum():
             values, counts = values[1:], counts[1:]
         background = _quantile(values, counts, 0.5)
         spread = background - _quantile(values, counts, LOWER_SIGMA)
-        floor = 1.0 if self.dtype.kind in "iu" else _float_floor(values, counts)
+        floor = 1.0 if self.dtype.kind in "iu" else _float_floor(values)
         return Normalisation("background-asinh", background, max(spread, floor))
 
 
 def _quantile(
-    values: NDArray[np.float64], counts: NDArray[np.int64], share: float
+    values: NDArray[Any], counts: NDArray[np.int64] | None, share: float
 ) -> float:
     """The smallest value at or below which at least this share of the voxels lies."""
-    cumulated = np.cumsum(counts)
-    index = int(np.searchsorted(cumulated, share * cumulated[-1]))
-    return float(values[min(index, len(values) - 1)])
+    if counts is None:
+        index = ceil(share * len(values)) - 1
+    else:
+        cumulated = np.cumsum(counts)
+        index = int(np.searchsorted(cumulated, share * cumulated[-1]))
+    return float(values[min(max(index, 0), len(values) - 1)])
 
 
-def _float_floor(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+def _float_floor(values: NDArray[Any]) -> float:
     """One 65 535th of the range: the grey level of a float image stored as 16 bits."""
-    del counts
-    span = float(values[-1] - values[0])
+    span = float(values[-1]) - float(values[0])
     return span / 65535 if span > 0 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from neurodeploy_runtime._errors import OutputError
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime._journal import Record
 from neurodeploy_runtime._outlet import SEAM, Output
-from neurodeploy_runtime._paths import Paths
+from neurodeploy_runtime._paths import SEAM_MAP, Paths, inside
 from neurodeploy_runtime._provenance import content_digest
 from neurodeploy_runtime.volumes import Sink, SinkKind, attach_sink, required_bytes
 
@@ -68,10 +69,7 @@ class OutputSet:
         self._is_new = False
         try:
             for plane_kind, path in paths.outputs:
-                place = paths.working(plane_kind, path)
-                if place == path:
-                    paths.take_records(plane_kind, path)
-                self._is_new |= not place.exists()
+                place = self._place(inside(plane_kind, path), path)
                 sink = attach_sink(
                     place,
                     kind,
@@ -83,10 +81,19 @@ class OutputSet:
                 )
                 self.outputs.append(Output(plane_kind, sink))
             if seam:
-                self.seam = _open_seam(paths, shape, grain, voxel_size_um)
+                place = self._place(SEAM_MAP, paths.beside(SEAM_MAP))
+                self.seam = _open_seam(place, shape, grain, voxel_size_um)
         except BaseException:
             self.close()
             raise
+
+    def _place(self, name: str, path: Path) -> Path:
+        """Where a file is opened, which may have its final name already."""
+        place = self._paths.working(name, path)
+        if place == path:
+            self._paths.take_records(name, path)
+        self._is_new |= not place.exists()
+        return place
 
     def verified(self, records: Mapping[Shape, Record]) -> frozenset[Shape]:
         """The units that need not be done again: recorded, present and readable."""
@@ -122,7 +129,7 @@ class OutputSet:
 
 
 def _open_seam(
-    paths: Paths,
+    place: Path,
     shape: Shape,
     grain: Shape,
     voxel_size_um: tuple[float, float, float] | None,
@@ -134,6 +141,4 @@ def _open_seam(
     if voxel_size_um is not None:
         z, y, x = voxel_size_um
         size = (SEAM * z, SEAM * y, SEAM * x)
-    return attach_sink(
-        paths.work / "seam.tif", "tiff", (d, h, w), np.uint8, size, grain=(gz, gy, gx)
-    )
+    return attach_sink(place, "tiff", (d, h, w), np.uint8, size, grain=(gz, gy, gx))

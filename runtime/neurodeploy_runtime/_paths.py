@@ -10,11 +10,15 @@ from pathlib import Path
 from neurodeploy_runtime._errors import OutputError
 from neurodeploy_runtime._input_place import refuse_input
 from neurodeploy_runtime._journal import PLAN
+from neurodeploy_runtime._provenance import SECOND
 from neurodeploy_runtime._settings import OutputKind
 from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.volumes import SinkKind
 from neurodeploy_runtime.volumes._open_sink import may_replace
 from neurodeploy_runtime.volumes._sink_flat import records_path
+
+#: How the name of the map of disagreement ends, beside an output.
+SEAM_MAP = "seam.tif"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Paths:
         base = output.name.removesuffix(output.suffix)
         outputs: tuple[tuple[PlaneKind, Path], ...]
         if kind == "both":
-            second = output.with_name(f"{base}.probability{output.suffix}")
+            second = output.with_name(f"{base}{SECOND}{output.suffix}")
             outputs = (("mask", output), ("probability", second))
         else:
             outputs = ((kind, output),)
@@ -50,15 +54,24 @@ class Paths:
         base = self.output.name.removesuffix(self.output.suffix)
         return self.output.with_name(f"{base}.{ending}")
 
-    def working(self, kind: PlaneKind, path: Path) -> Path:
-        """Where an output is while it is written.
+    def working(self, name: str, path: Path) -> Path:
+        """Where a file of this name in the folder is, while it is written.
 
-        A run killed while it gave final names may have given this one: then it is
-        there already.
+        A run killed while it gave final names may have given this one, `path`: then it
+        is there already.
         """
-        working = self.work / f"{kind}{path.suffix}"
-        named = (self.work / "naming").exists()
-        return path if named and path.exists() and not working.exists() else working
+        working = self.work / name
+        named = self.naming and path.exists() and not working.exists()
+        return path if named else working
+
+    @property
+    def naming(self) -> bool:
+        """Whether a run has begun to give final names."""
+        return (self.work / "naming").exists()
+
+    def begin_naming(self) -> None:
+        """Note that what has a final name from now on is of the run here."""
+        (self.work / "naming").touch()
 
     def check(
         self,
@@ -99,23 +112,24 @@ class Paths:
             if not may_replace(path, "tiff" if path in beside else kind):
                 raise OutputError(_not_replaced(path))
 
-    def take_records(self, kind: PlaneKind, path: Path) -> None:
-        """Put the checksums of an output that has its name beside it, to open it.
+    def take_records(self, name: str, path: Path) -> None:
+        """Put the checksums of a file that has its name beside it, to open it.
 
         They stayed behind where a kill came between the last rename and the end.
         """
-        records = records_path(self.work / f"{kind}{path.suffix}")
+        records = records_path(self.work / name)
         if records.exists():
             records.replace(records_path(path))
 
     def give_names(self) -> None:
         """Move what is finished to its final names; may be repeated after a kill."""
-        (self.work / "naming").touch()
-        seam = self.work / "seam.tif"
-        if seam.exists():
-            seam.replace(self.beside("seam.tif"))
-        for kind, path in self.outputs:
-            working = self.working(kind, path)
+        self.begin_naming()
+        given = [(inside(kind, path), path) for kind, path in self.outputs]
+        seam = SEAM_MAP, self.beside(SEAM_MAP)
+        if self.working(*seam).exists():
+            given.insert(0, seam)
+        for name, path in given:
+            working = self.working(name, path)
             if working == path:
                 records_path(path).unlink(missing_ok=True)
                 continue
@@ -125,6 +139,11 @@ class Paths:
         # First: what a kill leaves of the rest is of no run then.
         (self.work / PLAN).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def inside(kind: PlaneKind, path: Path) -> str:
+    """The name of an output in the folder of a run."""
+    return f"{kind}{path.suffix}"
 
 
 def _not_replaced(path: Path) -> str:

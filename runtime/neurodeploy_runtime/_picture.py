@@ -13,8 +13,6 @@ GAP = 12
 PAPER = 255
 #: Orange on gray reads well in print and for the colour-blind.
 OVERLAY = np.array([255, 110, 0], np.float32)
-#: The shorter side of the smallest panel is enlarged to about this.
-SMALLEST = 48
 #: Depth is stretched to at most this many pixels: a voxel size that is wrong in the
 #: file would make a picture of many gigabytes.
 DEEPEST = 4 * LONGEST

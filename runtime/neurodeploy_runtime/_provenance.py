@@ -16,6 +16,8 @@ from neurodeploy_runtime.volumes import Source, open_volume
 #: Stands before the provenance in a TIFF's header.
 MARK = "neurodeploy="
 MAX_REPORT_BYTES = 64_000_000
+#: Before the suffix of the probabilities that are written beside a mask.
+SECOND = ".probability"
 
 
 def content_digest(records: Mapping[Shape, Record], output: int) -> str:
@@ -41,6 +43,18 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name.removesuffix(output.suffix)}.json")
 
 
+def is_second(output: Path) -> bool:
+    """Whether a result is the probabilities beside a mask, with one report of both."""
+    return not report_path(output).is_file() and _report_of_both(output) is not None
+
+
+def _report_of_both(output: Path) -> Path | None:
+    stem = output.name.removesuffix(output.suffix)
+    if not stem.endswith(SECOND):
+        return None
+    return report_path(output.with_name(f"{stem.removesuffix(SECOND)}{output.suffix}"))
+
+
 def read_report(output: Path) -> dict[str, Any]:
     """The report beside a result.
 
@@ -50,8 +64,8 @@ def read_report(output: Path) -> dict[str, Any]:
         There is none, or it is not one of ours.
     """
     path = report_path(output)
-    if not path.is_file() and ".probability" in output.name:
-        path = report_path(output.with_name(output.name.replace(".probability", "")))
+    if not path.is_file():
+        path = _report_of_both(output) or path
     if not path.is_file():
         raise InputError(
             f"{output} has no report {path.name} beside it: it is not a result of "
@@ -76,7 +90,7 @@ def read_provenance(output: Path) -> dict[str, Any]:
     verdict = "the report holds no digest of the voxels"
     if content is not None:
         grain, digest = _content_of(content, output)
-        with open_volume(output) as source:
+        with open_result(output, report["provenance"]) as source:
             same = verify_content(source, grain, digest)
         verdict = (
             "the voxels are those that were written"
@@ -84,6 +98,13 @@ def read_provenance(output: Path) -> dict[str, Any]:
             else "ALTERED: the voxels are not those that were written"
         )
     return {"verified": verdict, **report}
+
+
+def open_result(output: Path, provenance: Mapping[str, Any]) -> Source:
+    """Open a result for what it is: a TIFF of one plane does not say that it is z."""
+    made = provenance.get("output")
+    is_tiff = isinstance(made, dict) and made.get("format") == "tiff"
+    return open_volume(output, axes="zyx" if is_tiff else None)
 
 
 def _content_of(content: Any, output: Path) -> tuple[Shape, str]:

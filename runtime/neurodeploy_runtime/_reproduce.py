@@ -14,9 +14,10 @@ from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._identity import versions_of
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._plan import TilePlan
-from neurodeploy_runtime._provenance import read_report
+from neurodeploy_runtime._provenance import is_second, open_result, read_report
 from neurodeploy_runtime._segmenter import Segmenter
 from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.engines import EngineSettings, PlaceName, same_engine
 from neurodeploy_runtime.volumes import ReadOptions, open_volume
 
@@ -88,9 +89,7 @@ def reproduce(
             else engine,
             threshold=provenance["threshold"],
             overlap=_overlap(tiles, bundle),
-            output_kind="mask"
-            if provenance["output"]["kind"] != "probability"
-            else "probability",
+            output_kind=_kind_of(output, provenance["output"]["kind"]),
             normalisation=Normalisation(**provenance["normalisation"]),
             flips=tiles["flips"],
         )
@@ -112,7 +111,10 @@ def reproduce(
     region = roi or _middle(whole)
     if not whole.contains(region):
         raise SettingsError(f"roi {region} is not inside the result, which is {whole}")
-    with open_volume(path, **opened) as source, open_volume(output) as stored:
+    with (
+        open_volume(path, **opened) as source,
+        open_result(output, provenance) as stored,
+    ):
         if source.fingerprint() != fingerprint:
             raise InputError(
                 f"{path} is not the input that {output} was made of (its fingerprint "
@@ -139,6 +141,12 @@ def reproduce(
         now == made,
         other_versions,
     )
+
+
+def _kind_of(output: Path, kind: str) -> PlaneKind:
+    """What a file holds of a run that wrote this kind."""
+    second = kind == "probability" or (kind == "both" and is_second(output))
+    return "probability" if second else "mask"
 
 
 def _other_versions(then: Any, now: dict[str, str]) -> tuple[str, ...]:

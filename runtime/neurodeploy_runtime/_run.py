@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from neurodeploy_runtime._errors import (
     ResumeError,
     RunError,
     SettingsError,
+    WriteError,
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._identity import refuse_changed, run_identity
@@ -29,7 +29,7 @@ from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._outputs import OutputSet, check_disk, default_grain
-from neurodeploy_runtime._paths import Paths
+from neurodeploy_runtime._paths import SEAM_MAP, Paths
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._progress import Progress, ProgressCallback
@@ -38,9 +38,10 @@ from neurodeploy_runtime._report import Report, machine, out_of_range, versions
 from neurodeploy_runtime._rss import machine_memory, peak_rss
 from neurodeploy_runtime._run_memory import RunMemory
 from neurodeploy_runtime._settings import SegmentSettings
+from neurodeploy_runtime._shares import worker_shares
 from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime._tissue import TissueMask
-from neurodeploy_runtime.engines import Engine
+from neurodeploy_runtime.engines import Engine, same_engine
 from neurodeploy_runtime.volumes import (
     SinkKind,
     Source,
@@ -76,6 +77,7 @@ class SegmentRun:
         self._paths = Paths.of(output, settings.output_kind)
         self._kind: SinkKind = sink_kind(output)
         self._roi = settings.region_of(source.shape)
+        self._grain = default_grain(self._kind, self._roi.shape)
         self._plan = TilePlan.of(bundle.spec, source.shape, settings.overlap)
         threshold = settings.threshold
         self._threshold = bundle.spec.threshold if threshold is None else threshold
@@ -90,7 +92,7 @@ class SegmentRun:
             source,
             engines,
             settings,
-            grain=default_grain(self._kind, self._roi.shape),
+            grain=self._grain,
             outputs=len(self._paths.outputs),
             cap_bytes=(machine_memory() or 8_000_000_000) // 2 if cap is None else cap,
         )
@@ -120,6 +122,8 @@ class SegmentRun:
     def execute(self) -> Report | None:
         """Run it; None where other workers still have shares to do."""
         self.check_place()
+        # Refused before anything is begun, which fewer workers could not go on with.
+        worker_shares((), self._roi, self._grain, self._settings.worker)
         with self._clock.stage("look at the volume"):
             normalisation = self._normalise()
         found = self._settings.normalisation is None
@@ -132,27 +136,36 @@ class SegmentRun:
             "identity": self._identity(normalisation),
             "normalisation": normalisation.to_json(),
             "warnings": self._warnings,
+            "overwrite": self._overwrite,
         }
         memory = self.plan_memory()
-        # Asked now: another worker may have begun while this one looked.
-        fresh = not self._journal.exists
         try:
-            if fresh:
-                check_disk(self._paths, self._kind, self._roi.shape)
-                self._clear_ruins()
-                self._journal.begin(plan)
-            else:
-                fresh = self._go_on(plan)
-            # Only who has the place may remove anything here.
-            self._journal.lock()
+            with self._journal.beginning():
+                # Asked now: another worker may have begun while this one looked.
+                fresh = not self._journal.exists
+                if fresh:
+                    check_disk(self._paths, self._kind, self._roi.shape)
+                    # What a kill amid a removal has left: it belongs to no plan. Only
+                    # who has the place may remove anything here.
+                    self._journal.lock()
+                    self._journal.clear()
+                    self._journal.begin(plan)
+                else:
+                    fresh = self._go_on(plan)
+                    self._journal.lock()
         except BaseException:
             self._journal.close()
+            # Where nothing was begun, it is empty.
+            with contextlib.suppress(OSError):
+                self._paths.work.rmdir()
             raise
         try:
             outputs = self._open_outputs()
         except BaseException:
+            # Not where another worker has joined already.
             if fresh:
-                shutil.rmtree(self._paths.work, ignore_errors=True)
+                with contextlib.suppress(OutputError, ResumeError):
+                    self._journal.remove()
             self._journal.close()
             raise
         try:
@@ -187,25 +200,29 @@ class SegmentRun:
             self._source.path,
             self._kind,
             files=self._source.files,
-            may_exist=self._overwrite or self._journal.exists,
+            may_exist=self._may_exist(),
             also=self._also(),
         )
+
+    def _may_exist(self) -> bool:
+        """Whether what has a final name already may be replaced.
+
+        That was asked for, now or when the run here began; or this run gave the name.
+        What came there while it was stopped is somebody else's.
+        """
+        if self._overwrite or self._paths.naming:
+            return True
+        if not self._journal.exists:
+            return False
+        return bool(self._journal.read_plan().get("overwrite", True))
 
     def _also(self) -> list[Path]:
         """What is left beside the outputs when it was asked for."""
         asked = {
-            "seam.tif": self._settings.seam_map,
+            SEAM_MAP: self._settings.seam_map,
             "skip.tif": self._settings.skip is not None,
         }
         return [self._paths.beside(ending) for ending, yes in asked.items() if yes]
-
-    def _clear_ruins(self) -> None:
-        """Remove what a kill amid a removal has left: it belongs to no plan."""
-        if self._paths.work.is_dir():
-            self._journal.lock()
-            # Not where another worker begins at this very moment.
-            with contextlib.suppress(ResumeError):
-                self._journal.clear()
 
     def _go_on(self, plan: dict[str, Any]) -> bool:
         """Go on with what lies here, or start again where that is allowed."""
@@ -259,7 +276,7 @@ class SegmentRun:
             self._paths,
             self._kind,
             self._roi.shape,
-            default_grain(self._kind, self._roi.shape),
+            self._grain,
             self._source.voxel_size_um,
             seam=self._settings.seam_map,
         )
@@ -295,9 +312,13 @@ class SegmentRun:
             return None
         try:
             return self._give_names(outputs, normalisation, memory)
-        except BaseException:
-            (self._paths.work / "finish.lock").unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            raise WriteError(
+                f"all of {self._paths.output} is done, and it cannot be finished "
+                f"({error}): see to the disk, then run the same command again"
+            ) from error
+        finally:
+            self._journal.leave_finish()
 
     def _give_names(
         self,
@@ -342,6 +363,7 @@ class SegmentRun:
         }
         provenance = {
             **inside,
+            "engine": same_engine(self._engines),
             "notes": self._notes,
             "input_file": self._source.describe(),
             "tiles_on": self._memory.arrays.place,
@@ -375,6 +397,8 @@ class SegmentRun:
             provenance=provenance,
             skip=skip,
         )
+        # From here on, what has one of the names is of this run.
+        self._paths.begin_naming()
         write_atomically(self._paths.picture, png)
         write_atomically(
             self._paths.report, json.dumps(report.to_json(), indent=1, default=str)

@@ -121,7 +121,7 @@ class RunMemory:
         depth = self._source.shape[0]
         if (
             len(memory.regions) > 1
-            and self._loads_whole_chunks
+            and self._source.loads_whole_chunks
             and self._source.amplification((depth, *memory.regions[0].shape[1:]))
             >= TWICE
         ):
@@ -138,10 +138,13 @@ class RunMemory:
             self._source.keep(memory.cache_bytes)
         return memory
 
-    @property
-    def _loads_whole_chunks(self) -> bool:
-        """Also of chunks that are not compressed; only rows are read alone."""
-        return self._source.compressed or prod(self._source.chunk[:2]) > 1
+    def _finishing(self) -> int:
+        """Two floats of a spread, one of a probability, none of a mask."""
+        if self._settings.seam_map:
+            return 8
+        if self._settings.output_kind != "mask":
+            return 4
+        return 0 if self._settings.tissue is None else 1
 
     def _footprint(self) -> Footprint:
         deep = self._source.chunk[0] > 1
@@ -157,6 +160,8 @@ class RunMemory:
             slots=2 * len(self._engines) + 2,
             batch=self._engines[0].batch,
             seam=self._settings.seam_map,
+            flips=self._settings.flips,
+            finishing=self._finishing(),
             chunk=self._source.chunk if deep else None,
             gpu_bytes=None
             if self.arrays.free_bytes is None

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import SettingsError
+from neurodeploy_runtime._errors import SettingsError, WriteError
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime._normalise import Normalisation
 
 #: Share of a window that a skipped tile is taken to lose where no loss was seen.
 ASSUMED_LOSS = 1e-3
+#: Ends every line of the log: one without it was torn by a kill.
+END = "."
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class BackgroundSkip:
             return True, False
         self.map[tile] = 1
         with self._lock:
-            self._pending.append(f"{tile[0]} {tile[1]} {tile[2]}\n")
+            self._pending.append(_line(tile))
         draw = hashlib.blake2b(repr(tile).encode(), digest_size=8).digest()
         audited = int.from_bytes(draw) < self.settings.audit_share * 2**64
         return audited, audited
@@ -105,7 +107,7 @@ class BackgroundSkip:
         lost = int(np.count_nonzero(window >= self._threshold))
         with self._lock:
             self._lost[tile] = lost
-            self._pending.append(f"{tile[0]} {tile[1]} {tile[2]} {lost}\n")
+            self._pending.append(_line((*tile, lost)))
 
     def flush(self) -> None:
         """Write down what was skipped and audited, before its units become durable.
@@ -115,14 +117,24 @@ class BackgroundSkip:
         with self._lock:
             lines, self._pending = self._pending, []
         if self._log is not None and lines:
-            with self._log.open("a") as log:
-                log.writelines(lines)
+            try:
+                with self._log.open("a") as log:
+                    # First a line torn by a kill is closed, so that it spoils no other.
+                    log.write("\n" + "".join(lines))
+            except OSError as error:
+                raise WriteError(
+                    f"cannot write {self._log} ({error}): make room, then run the same "
+                    "command again"
+                ) from error
 
     def recall(self, logs: Iterable[Path]) -> None:
         """Take in what earlier runs and other workers wrote down."""
         for path in logs:
-            for line in path.read_text().splitlines():
-                numbers = [int(field) for field in line.split() if field.isdigit()]
+            for line in path.read_text(errors="replace").splitlines():
+                *fields, end = line.split() or [""]
+                if end != END or not all(field.isdecimal() for field in fields):
+                    continue
+                numbers = [int(field) for field in fields]
                 if len(numbers) not in (3, 4):
                     continue
                 tile = (numbers[0], numbers[1], numbers[2])
@@ -176,3 +188,7 @@ class BackgroundSkip:
         import tifffile
 
         tifffile.imwrite(path, self.map * 255, photometric="minisblack")
+
+
+def _line(numbers: tuple[int, ...]) -> str:
+    return " ".join(str(n) for n in numbers) + f" {END}\n"

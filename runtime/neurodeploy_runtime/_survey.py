@@ -35,7 +35,7 @@ def sample_boxes(shape: Shape, chunk: Shape | None) -> list[Box]:
     depth, height, width = shape
     plane = height * width
     if depth * plane <= SAMPLE_VOXELS:
-        step = max(1, 8_000_000 // plane)
+        step = max(1, 2_000_000 // plane)
         return [
             Box((z, 0, 0), (min(z + step, depth), height, width))
             for z in range(0, depth, step)

@@ -20,9 +20,11 @@ from neurodeploy.cli._info import describe_bundle
 from neurodeploy_runtime import (
     Axis,
     Bundle,
+    DeviceError,
     EngineSettings,
     Segmenter,
     TilePlan,
+    create_sink,
     load_bundle,
 )
 from neurodeploy_runtime._geometry import Box
@@ -279,3 +281,30 @@ def test_a_sweep_ends_with_the_words_that_ask_for_the_fastest_and_names_the_tile
     assert f"fastest: {words}" in text
     assert "8 × 16 × 24" in text
     assert "on this machine that is now what this engine runs with" in text
+
+
+@pytest.mark.parametrize("device", ["gpu7", "cuda:0,cuda:1", "cpu,cpu"])
+def test_a_device_that_is_none_or_several_is_one_sentence(
+    run: Callable[..., Any], make_identity_bundle: MakeBundle, device: str
+) -> None:
+    """It was the name of a Python error, or none was given."""
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    ended = run("benchmark", "-m", bundle.path, "--device", device)
+    assert ended.code == 2
+    assert "use auto, cpu or cuda:N" in ended.err
+
+
+def test_where_there_is_no_such_engine_at_all_that_is_said(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    asked = EngineSettings(engine="openvino", device="cuda:0")
+    with pytest.raises(DeviceError, match=r"measured here: there is none of that name"):
+        compare_engines(make_identity_bundle(), tmp_path / "in.tif", settings=asked)
+
+
+def test_results_of_one_plane_are_compared_too(tmp_path: Path) -> None:
+    mask = np.zeros((1, 9, 9), np.uint8)
+    for name in "ab":
+        with create_sink(tmp_path / f"{name}.tif", "tiff", mask.shape, np.uint8) as out:
+            out.finish({})
+    assert agreement(tmp_path / "a.tif", tmp_path / "b.tif") == (1.0, 1.0)

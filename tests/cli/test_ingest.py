@@ -438,3 +438,23 @@ def test_the_output_is_a_zarr_and_not_inside_the_input(tmp_path, planes, capsys)
         pytest.raises(SettingsError, match="inside the input"),
     ):
         ingest(source, tmp_path / "b.zarr" / "c.zarr")
+
+
+def test_where_all_threads_at_once_are_too_much_fewer_decode(tmp_path):
+    """A cap that was refused, because eight threads were charged for."""
+    path = tmp_path / "planes.tif"
+    planes = np.zeros((9, 2000, 4000), np.uint8)
+    tifffile.imwrite(path, planes, compression="packbits", rowsperstrip=2000)
+    with open_volume(path, threads=8, cache_bytes=0) as source:
+        everyone = source.memory_bytes
+        assert everyone == 8 * 3 * 8_000_000
+        with pytest.raises(MemoryCapError, match="give --memory") as refused:
+            _ingest_plan.choose_shards(source, 1)
+        assert source.memory_bytes == everyone / 8
+        smallest = int(str(refused.value).split("--memory ")[1].split("MB")[0])
+    with open_volume(path, threads=8, cache_bytes=0) as source:
+        _ingest_plan.choose_shards(source, (smallest + 30) * 10**6)
+        assert source.memory_bytes < everyone / 2
+    with open_volume(path, threads=8, cache_bytes=0) as source:
+        _ingest_plan.choose_shards(source, 2**40)
+        assert source.memory_bytes == everyone

@@ -146,3 +146,56 @@ def test_a_damaged_report_is_one_sentence(
     said = capsys.readouterr().err
     assert "is damaged" in said
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.probability.tif"])
+def test_of_a_run_of_both_kinds_each_file_is_held_to_its_own(
+    make_identity_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    volume = np.random.default_rng(0).integers(0, 255, (9, 40, 50), np.uint8)
+    np.save(tmp_path / "in.npy", volume)
+    bundle = make_identity_bundle().path
+    asked = "segment", tmp_path / "in.npy", "-m", bundle, "--quiet"
+    asked += "-o", tmp_path / "out.tif", "--output-kind", "both"
+    assert run(*asked, "--engine", "onnxruntime") == 0
+    assert run("reproduce", tmp_path / name, "-m", bundle) == 0
+    assert "0 of 18000 voxels differ, Dice 1.0" in capsys.readouterr().out
+    assert run("info", tmp_path / name, "--json") == 0
+    assert "the voxels are those that were written" in capsys.readouterr().out
+
+
+def test_a_result_of_one_plane_is_one_too(
+    make_identity_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    volume = np.random.default_rng(0).integers(0, 255, (9, 40, 50), np.uint8)
+    np.save(tmp_path / "in.npy", volume)
+    bundle = make_identity_bundle().path
+    asked = "segment", tmp_path / "in.npy", "-m", bundle, "--quiet"
+    asked += "-o", tmp_path / "out.tif", "--roi", "4:5,0:40,0:50"
+    assert run(*asked, "--engine", "onnxruntime") == 0
+    assert run("reproduce", tmp_path / "out.tif", "-m", bundle) == 0
+    assert "0 of 2000 voxels differ" in capsys.readouterr().out
+    assert run("info", tmp_path / "out.tif", "--json") == 0
+    assert "the voxels are those that were written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("noise", [0, -1, "much", None, float("inf")])
+def test_constants_by_which_nothing_is_normalised_are_one_sentence(
+    result: Path,
+    make_identity_bundle: Callable[..., Bundle],
+    capsys: pytest.CaptureFixture[str],
+    noise: object,
+) -> None:
+    report = result.with_suffix(".json")
+    values = json.loads(report.read_text())
+    values["provenance"]["normalisation"]["noise"] = noise
+    report.write_text(json.dumps(values))
+    assert run("reproduce", result, "-m", make_identity_bundle().path) == 2
+    said = capsys.readouterr().err
+    assert f"a noise of {noise!r}" in said
+    assert len(said.strip().splitlines()) == 1

@@ -265,6 +265,28 @@ def test_a_result_is_named_after_its_whole_input(path: str, expected: str) -> No
     assert default_output(path, source) == Path(expected)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("brain.zarr", "brain.seg.ome.zarr"),
+        ("brain.zarr/0", "brain.0.seg.ome.zarr"),
+        ("brain.zarr/labels/axons/0", "brain.labels.axons.0.seg.ome.zarr"),
+    ],
+)
+def test_a_result_never_goes_into_the_store_that_it_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    (tmp_path / "brain.zarr/labels/axons/0").mkdir(parents=True)
+    for group in ("", "labels", "labels/axons", "labels/axons/0"):
+        (tmp_path / "brain.zarr" / group / "zarr.json").touch()
+    source = ArraySource(np.zeros((1, 1, 1), np.uint8))
+    source.format = "Zarr v3"
+    assert default_output(str(tmp_path / given), source) == tmp_path / expected
+    monkeypatch.chdir((tmp_path / given).parent)
+    found = default_output(Path(given).name, source)
+    assert found.absolute() == tmp_path / expected
+
+
 def test_the_result_of_this_folder_lies_beside_it(
     run: Callable[..., Any],
     bundle: Path,

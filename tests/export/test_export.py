@@ -149,6 +149,11 @@ def test_an_axis_flipped_on_the_way_is_caught_and_nothing_is_left(
         export_bundle(broken, spec, tiles, ExportSettings(), folder_is_empty / "b")
     assert caught.value.exit_code == 1
     assert (folder_is_empty / "b.failed-onnx.png").read_bytes()[1:4] == b"PNG"
+    # One that is there is not written over, whosever it is.
+    (folder_is_empty / "b.failed-onnx.png").write_bytes(b"another")
+    with pytest.raises(ParityError, match=r"failed-onnx-2\.png"):
+        export_bundle(broken, spec, tiles, ExportSettings(), folder_is_empty / "b")
+    assert (folder_is_empty / "b.failed-onnx.png").read_bytes() == b"another"
 
 
 def test_a_disk_that_fills_up_amid_the_weights_leaves_nothing(

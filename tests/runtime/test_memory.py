@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +30,15 @@ from neurodeploy_runtime import (
     _run_memory,
     open_volume,
 )
+from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._memory import Footprint, MemoryPlan, choose_regions
+from neurodeploy_runtime._outlet import pool_seam
+from neurodeploy_runtime._reader import ring_of
 from neurodeploy_runtime._rss import current_rss
 from neurodeploy_runtime._run_memory import RunMemory
+from neurodeploy_runtime._stream import RegionStream
+from neurodeploy_runtime._survey import survey
+from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.volumes import Source
 
 MakeBundle = Callable[..., Bundle]
@@ -272,3 +279,91 @@ def test_a_run_decodes_each_chunk_once(
         segmenter.segment(source, tmp_path / "out.tif")
         assert source.decoded == 3 * 3 * 3  # type: ignore[attr-defined]
     assert (tifffile.imread(tmp_path / "out.tif") == volume).all()
+
+
+def traced(work: Callable[[], object]) -> int:
+    """The most bytes that were held beside what was held before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["mask", "probability", "both"])
+@pytest.mark.parametrize("seam", [False, True])
+def test_what_a_plane_is_finished_in_is_counted(
+    make_identity_bundle: MakeBundle, kind: str, seam: bool
+) -> None:
+    """A GB of a plane of 16 384 squared was not: its probabilities, their spread."""
+    bundle = make_identity_bundle()
+    area = 900 * 1000
+    source = ArraySource(np.broadcast_to(np.uint8(0), (8, 900, 1000)))
+    plan = TilePlan.of(bundle.spec, source.shape)
+    wanted = replace(WANTED, output_kind=kind, seam_map=seam)  # type: ignore[arg-type]
+    ring = BlendRing(plan, Box.whole(source.shape), squares=seam)
+    out = np.empty((900, 1000), np.uint8)
+    kinds: list[PlaneKind] = ["mask", "probability"]
+
+    def finish() -> None:
+        for one in kinds if kind == "both" else [kind]:
+            ring.quantise(0, one, 0.5, out)  # type: ignore[arg-type]
+        if seam:
+            pool_seam(ring.disagreement_of(0))
+
+    memory = RunMemory(
+        plan,
+        Box.whole(source.shape),
+        source,
+        [NumpyEngine(bundle)],
+        wanted,
+        grain=(8, 900, 1000),
+        outputs=1,
+        cap_bytes=2**40,
+    )
+    counted = memory._footprint().finishing * area
+    assert traced(finish) <= counted + 100_000
+    assert counted <= traced(finish) + 500_000
+
+
+def test_what_flips_are_made_in_is_counted(make_identity_bundle: MakeBundle) -> None:
+    bundle = make_identity_bundle(tile=(16, 64, 64))
+    engine = NumpyEngine(bundle, batch=8)
+    plan = TilePlan.of(bundle.spec, (16, 64, 64))
+    region = Box.whole(plan.shape)
+    costs = Footprint(0, 1, (64, 64, 64), plan.shape, 1, slots=4, batch=8)
+    counted = replace(costs, flips=True).tile_bytes(plan, region)
+    counted -= costs.tile_bytes(plan, region)
+    stream = RegionStream(
+        plan,
+        region,
+        ring_of(plan, region, np.dtype(np.uint8)),
+        [engine],
+        Normalisation("unit", 0, 255),
+        lambda z, blend: None,
+        dtype=np.dtype(np.uint8),
+        depth=16,
+        flips=True,
+    )
+    slot = stream._take_free()
+
+    def flip() -> None:
+        answer = np.zeros(engine.output_shape, np.float32)
+        stream._infer_flips(engine.infer, slot, answer)
+
+    assert 0.9 * counted <= traced(flip) <= counted + 100_000
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_to_look_at_a_volume_takes_little_memory(dtype: str) -> None:
+    """What a cap leaves beside libraries; sorting out equal floats took 300 MB."""
+    volume = np.random.default_rng(0).normal(1000, 100, (60, 500, 500)).astype(dtype)
+    source = ArraySource(volume)
+
+    def look() -> None:
+        histogram = survey(source)
+        histogram.freeze("background-asinh")
+        histogram.quantiles([0.999])
+
+    assert traced(look) <= 64_000_000

@@ -31,10 +31,12 @@ from neurodeploy_runtime import (
     ResumeError,
     Segmenter,
     SegmentSettings,
+    SettingsError,
     WriteError,
     ingest,
     open_volume,
 )
+from neurodeploy_runtime import _journal as journal_module
 from neurodeploy_runtime import _process as process_module
 from neurodeploy_runtime import _region_run as run_module
 from neurodeploy_runtime import _run as run_whole
@@ -764,3 +766,214 @@ def test_a_full_disk_is_a_sentence_and_the_run_continues(
     assert not output.exists()
     segmenter(bundle).segment(source, output)
     assert (tifffile.imread(output) == source._array).all()
+
+
+def test_workers_that_begin_at_one_moment_do_not_remove_what_the_other_makes(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has made the folder and no plan; the other takes that for a ruin."""
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    begun, sweeping, done = (threading.Event() for _ in range(3))
+    write, close_log = journal_module.write_atomically, Journal._close_log
+
+    def slow_plan(path: Path, content: Any) -> None:
+        if not begun.is_set():
+            begun.set()
+            sweeping.wait(1)
+        write(path, content)
+
+    def slow_sweep(journal: Journal) -> None:
+        if journal._worker == 2 and sys._getframe(1).f_code.co_name == "clear":
+            sweeping.set()
+            done.wait(20)
+        close_log(journal)
+
+    monkeypatch.setattr(journal_module, "write_atomically", slow_plan)
+    monkeypatch.setattr(Journal, "_close_log", slow_sweep)
+    reports = []
+
+    def first() -> None:
+        share = segmenter(bundle, replace(WANTED, worker=(1, 2)))
+        reports.append(share.segment(source, output))
+        done.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(20)
+    share = segmenter(bundle, replace(WANTED, worker=(2, 2)))
+    reports.append(share.segment(source, output))
+    thread.join()
+    assert sorted(report is None for report in reports) == [False, True]
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_who_finishes_waits_until_the_others_have_left(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be making a unit again; one that stays for long finishes itself."""
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((300, 40, 50)))
+    output = tmp_path / "out.tif"
+    first, second = (segmenter(bundle, replace(WANTED, worker=(i, 2))) for i in (1, 2))
+    assert second.segment(source, output) is None
+    again = Journal(tmp_path / "out.tif.neurodeploy", 2)
+    again.lock()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "LEASE_S", 0.1)
+        assert first.segment(source, output) is None
+    assert not output.exists()
+    seen: list[bool] = []
+
+    def leave() -> None:
+        seen.append(output.exists())
+        again.close()
+
+    timer = threading.Timer(0.5, leave)
+    timer.start()
+    assert first.segment(source, output) is not None
+    timer.join()
+    assert seen == [False]
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_outputs_that_cannot_be_opened_remove_nothing_of_who_has_joined(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_identity_bundle()
+    work = tmp_path / "out.tif.neurodeploy"
+    other = Journal(work, 2)
+
+    def joined(run: run_whole.SegmentRun) -> Any:
+        other.lock()
+        raise OutputError("no room")
+
+    monkeypatch.setattr(run_whole.SegmentRun, "_open_outputs", joined)
+    first = segmenter(bundle, replace(WANTED, worker=(1, 2)))
+    with pytest.raises(OutputError, match="no room"):
+        first.segment(ArraySource(noise((300, 40, 50))), tmp_path / "out.tif")
+    assert {path.name for path in work.iterdir()} == {"plan.json", "worker-2.lock"}
+    other.close()
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.png", "out.json"])
+def test_what_came_while_a_run_was_stopped_is_not_replaced_unasked(
+    interrupted: tuple[Bundle, FailsAt, Path], name: str
+) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    other = output.with_name(name)
+    other.write_bytes(b"years of work")
+    with pytest.raises(OutputError, match=rf"{name} exists.*--overwrite"):
+        segmenter(bundle).segment(source, output)
+    assert other.read_bytes() == b"years of work"
+    report = segmenter(bundle).segment(source, output, overwrite=True)
+    assert report.resumed_voxels > 0
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def disagree(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each tile its mean: no two say the same where they overlap."""
+    mean = batch.mean(axis=(2, 3, 4), keepdims=True)
+    return np.broadcast_to(mean, batch.shape)
+
+
+@pytest.mark.parametrize("moment", ["seam.tif", "probability.tif"])
+def test_a_seam_map_outlives_a_kill_behind_its_rename(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((90, 40, 50)))
+    wanted = replace(WANTED, seam_map=True)
+
+    def run(name: str) -> Any:
+        engine = NumpyEngine(bundle, disagree)
+        made = Segmenter(bundle, wanted, engines=[engine])
+        return made.segment(source, tmp_path / name)
+
+    run("expected.tif")
+    expected = tifffile.imread(tmp_path / "expected.seam.tif")
+    assert expected.any()
+    rename = Path.replace
+
+    def rename_and_die(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        if path.name == moment:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", rename_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            run("out.tif")
+    report = run("out.tif")
+    assert report.tiles_run == 0
+    assert (tifffile.imread(tmp_path / "out.seam.tif") == expected).all()
+    assert not list(tmp_path.glob("*.units"))
+
+
+def test_a_seam_map_that_is_gone_is_made_again(
+    make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_identity_bundle()
+    source = ArraySource(noise((90, 40, 50)))
+    wanted = replace(WANTED, seam_map=True)
+
+    def full(path: Path, content: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def run() -> Any:
+        engine = NumpyEngine(bundle, disagree)
+        made = Segmenter(bundle, wanted, engines=[engine])
+        return made.segment(source, tmp_path / "out.tif")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_whole, "write_atomically", full)
+        with pytest.raises(
+            WriteError, match=r"cannot be finished.*run the same"
+        ) as end:
+            run()
+    assert end.value.exit_code == 1
+    (tmp_path / "out.tif.neurodeploy/seam.tif").unlink()
+    run()
+    assert tifffile.imread(tmp_path / "out.seam.tif").any()
+
+
+def test_two_that_find_one_dead_lock_do_not_both_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_lock(tmp_path, system="another boot")
+    os.utime(tmp_path / "worker-1.lock", (0, 0))
+    first, second = Journal(tmp_path), Journal(tmp_path)
+    look, looked = journal_module._holder, []
+
+    def look_and_be_overtaken(path: Path) -> str | None:
+        found = look(path)
+        looked.append(path)
+        if len(looked) == 1:
+            first.lock()
+        return found
+
+    monkeypatch.setattr(journal_module, "_holder", look_and_be_overtaken)
+    with pytest.raises(ResumeError, match=f"process {os.getpid()}"):
+        second.lock()
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-1.lock"]
+    first.close()
+
+
+def test_too_many_workers_leave_nothing_that_fewer_could_not_go_on_with(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    source, output = ArraySource(noise((130, 40, 50))), tmp_path / "out.tif"
+    with pytest.raises(SettingsError, match="use at most 3"):
+        segmenter(bundle, replace(WANTED, worker=(1, 9))).segment(source, output)
+    assert list(tmp_path.iterdir()) == []
+    assert (
+        segmenter(bundle, replace(WANTED, worker=(1, 3))).segment(source, output)
+        is None
+    )

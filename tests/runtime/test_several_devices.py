@@ -15,6 +15,7 @@ from neurodeploy_runtime import (
     EngineSettings,
     Normalisation,
     NumpyEngine,
+    ResumeError,
     Segmenter,
     SegmentSettings,
     SettingsError,
@@ -142,3 +143,37 @@ def test_a_result_of_two_is_run_again_by_two(
     found = reproduce(tmp_path / "out.tif", bundle, None)
     assert found.same_engine
     assert (found.voxels, found.differing) == (noise.size, 0)
+
+
+def test_workers_may_have_a_gpu_each_and_all_of_one_kind(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """Which of them it is changes no bit: the second worker was refused."""
+    bundle = make_identity_bundle()
+
+    class Gpu(NumpyEngine):
+        def __init__(self, device: str, kind: str = "A100") -> None:
+            super().__init__(bundle)
+            self.device, self.kind = device, kind
+
+        def describe(self) -> dict[str, Any]:
+            return {**super().describe(), "gpu": self.kind}
+
+    noise = np.random.default_rng(1).integers(0, 256, (130, 40, 50), np.uint8)
+
+    def share(i: int, *engines: Engine) -> Any:
+        settings = SegmentSettings(
+            normalisation=Normalisation("unit", 0, 255),
+            output_kind="probability",
+            worker=(i, 3),
+        )
+        made = Segmenter(bundle, settings, engines=list(engines))
+        return made.segment(ArraySource(noise), tmp_path / "out.tif")
+
+    assert share(1, Gpu("cuda:0")) is None
+    with pytest.raises(ResumeError, match=r"engine\.gpu \(A100 there, H100 asked for"):
+        share(2, Gpu("cuda:0", "H100"))
+    assert share(2, Gpu("cuda:1")) is None
+    report = share(3, Gpu("cuda:2"), Gpu("cuda:3"))
+    assert report.provenance["engine"]["device"] == "cuda:2,cuda:3"
+    assert (tifffile.imread(tmp_path / "out.tif") == noise).all()

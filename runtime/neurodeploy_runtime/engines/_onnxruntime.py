@@ -19,6 +19,7 @@ from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
+from neurodeploy_runtime.engines._cuda_driver import gpus
 from neurodeploy_runtime.engines._local import local_settings
 from neurodeploy_runtime.engines._resident import stays_resident, why_not_resident
 
@@ -180,6 +181,14 @@ class OnnxRuntimeEngine(Engine):
         if answer is not out:
             with arrays.step():
                 out[...] = answer
+
+    def describe(self) -> dict[str, Any]:
+        """What runs where; of a GPU its name: another model gives other last bits."""
+        told = super().describe()
+        if self._kind == "cuda":
+            names = [gpu.name for gpu in gpus() if gpu.index == self._index]
+            told["gpu"] = names[0] if names else "unknown"
+        return told
 
     @contextmanager
     def _named(self) -> Iterator[None]:

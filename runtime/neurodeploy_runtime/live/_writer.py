@@ -11,11 +11,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import OutputError, StreamError
+from neurodeploy_runtime._errors import OutputError, StreamError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._journal import Record, checksum
 from neurodeploy_runtime._provenance import content_digest
 from neurodeploy_runtime.volumes import create_sink, sink_kind
+from neurodeploy_runtime.volumes._open_sink import may_replace
+from neurodeploy_runtime.volumes._sink import already_there
 
 #: Planes of a unit: what is gathered before it is written.
 GRAIN = 32
@@ -30,7 +32,9 @@ class PlaneWriter:
     Raises
     ------
     OutputError
-        Something lies at `path`, or it cannot be written there.
+        Something lies at `path` that must not be replaced, or it cannot be written
+        there. Where something has come meanwhile, :meth:`finish` raises WriteError,
+        and what was written stays beside it.
     """
 
     def __init__(
@@ -45,10 +49,9 @@ class PlaneWriter:
         kind = sink_kind(path)
         self.path = path
         self.shape = shape
-        if path.exists() and not overwrite:
-            raise OutputError(
-                f"{path} is already there: choose another name, or ask to overwrite it"
-            )
+        self._kind = kind
+        self._overwrite = overwrite
+        self._refuse_what_lies_there()
         height, width = shape[1:]
         stem = path.name.removesuffix(path.suffix)
         self._partial = path.with_name(f".{stem}.partial{path.suffix}")
@@ -66,6 +69,7 @@ class PlaneWriter:
         )
         self._slab = np.zeros((self._sink.grain[0], height, width), np.uint8)
         self._open = True
+        self._kept = False
         self._next = 0
         self._records: dict[Shape, Record] = {}
 
@@ -100,9 +104,28 @@ class PlaneWriter:
             self.add(empty)
         self._sink.finish(metadata)
         self._let_go()
+        try:
+            self._refuse_what_lies_there()
+        except OutputError as error:
+            self._kept = True
+            raise WriteError(
+                f"{error}; what was written meanwhile is whole, and stays as "
+                f"{self._partial}"
+            ) from None
         if self.path.is_dir():
             shutil.rmtree(self.path)
         self._partial.replace(self.path)
+
+    def _refuse_what_lies_there(self) -> None:
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        if not self._overwrite:
+            raise already_there(self.path)
+        if not may_replace(self.path, self._kind):
+            raise OutputError(
+                f"{self.path} holds no such output, so it is not replaced: remove it "
+                "yourself, or choose another name"
+            )
 
     def _let_go(self) -> None:
         if self._open:
@@ -123,6 +146,8 @@ class PlaneWriter:
     def close(self) -> None:
         """Let go of the file; what has not been finished is removed."""
         self._let_go()
+        if self._kept:
+            return
         if self._partial.is_dir():
             shutil.rmtree(self._partial, ignore_errors=True)
         else:

@@ -28,7 +28,7 @@ from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._report import machine, versions
 from neurodeploy_runtime.engines import EngineSettings
 from neurodeploy_runtime.engines._base import EngineName, PrecisionName
-from neurodeploy_runtime.engines._choose import ADAPTERS
+from neurodeploy_runtime.engines._choose import ADAPTERS, require_device
 from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
 from neurodeploy_runtime.volumes import open_volume
 
@@ -121,7 +121,14 @@ class Comparison:
 
 
 def candidates(bundle: Bundle, settings: EngineSettings) -> list[Candidate]:
-    """The engines that `settings` allow (`auto`: all), and which are possible here."""
+    """The engines that `settings` allow (`auto`: all), and which are possible here.
+
+    Raises
+    ------
+    SettingsError
+        The device is none, or several.
+    """
+    require_device(settings.device)
     found = []
     for adapter in ADAPTERS:
         if settings.engine not in ("auto", adapter.name):
@@ -165,7 +172,10 @@ def compare_engines(
     if not possible:
         raise DeviceError(
             "no engine can be measured here: "
-            + "; ".join(f"{name}: {why}" for name, why in impossible.items())
+            + (
+                "; ".join(f"{name}: {why}" for name, why in impossible.items())
+                or "there is none of that name, on that device and in that precision"
+            )
         )
     say("measuring what this machine multiplies and copies")
     peaks = peaks or measure_peaks()
@@ -258,7 +268,11 @@ def agreement(reference: str | Path, other: str | Path) -> tuple[float, float]:
     Two masks without any foreground have a Dice of 1.
     """
     equal = both = either = total = 0
-    with open_volume(reference) as a, open_volume(other) as b:
+    # The axes are said for results of one plane.
+    with (
+        open_volume(reference, axes="zyx") as a,
+        open_volume(other, axes="zyx") as b,
+    ):
         for z in range(a.shape[0]):
             box = Box((z, 0, 0), (z + 1, *a.shape[1:]))
             left, right = a.read(box) > 0, b.read(box) > 0

@@ -28,6 +28,7 @@ from neurodeploy_runtime._shares import scratch_chapters
 from neurodeploy_runtime._skip import BackgroundSkip, SkipSettings
 from neurodeploy_runtime._stream import FLIPS
 from neurodeploy_runtime._survey import survey
+from neurodeploy_runtime.engines import Engine, same_engine
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.volumes import Source, required_bytes
 
@@ -64,8 +65,9 @@ class Forecast:
     """What a segmentation will take.
 
     `seconds` and `mvoxel_per_s` are None where nothing was calibrated. Bytes are of
-    this process, libraries and network included; `device_bytes` is what batches take
-    on a GPU, without the network's own workspace.
+    this process, libraries and network included; `device_bytes` is what tiles, and
+    their sums where they lie there, take on a GPU, without the network's own workspace.
+    `read_amplification` is bytes decoded over those of what is segmented.
     """
 
     shape: Shape
@@ -125,9 +127,26 @@ def forecast(
     memory = run.plan_memory()
     roi = settings.roi or Box.whole(source.shape)
     plan = TilePlan.of(segmenter.bundle.spec, source.shape, settings.overlap)
-    tiles_run = sum(plan.tiles_in(region) for region in memory.regions)
-    amplification = _amplification(plan, source, memory)
+    outputs = 2 if settings.output_kind == "both" else 1
+    disk_bytes = outputs * required_bytes(run.kind, roi.shape, np.uint8)
+    free = shutil.disk_usage(Path(output).absolute().parent).free
+    chapters = [roi]
+    if memory.scratch:
+        grain = default_grain(run.kind, roi.shape)
+        plane_bytes = source.shape[1] * source.shape[2] * source.dtype.itemsize
+        chapters = scratch_chapters(plan, roi, grain, plane_bytes, free - disk_bytes)
+    parts = [
+        region.intersect(chapter) for chapter in chapters for region in memory.regions
+    ]
+    tiles_run = sum(plan.tiles_in(part) for part in parts)
+    loaded = (
+        [_whole_planes(plan, source, chapter) for chapter in chapters]
+        if memory.scratch
+        else [_reads(plan, part) for part in parts]
+    )
+    amplification = sum(source.decoded_voxels(box) for box in loaded) / roi.voxels
     measured = _calibrate(segmenter, source, plan, roi) if calibrate else None
+    engine = segmenter.engines[0]
     seconds = None
     if measured is not None:
         left_out = 0.0
@@ -138,12 +157,8 @@ def forecast(
             tiles_run * (1 - left_out) * (len(FLIPS) if settings.flips else 1),
             tiles_run,
             amplification * roi.voxels * source.dtype.itemsize,
-            on_cpu=segmenter.engines[0].device == "cpu",
+            gpus=0 if engine.device == "cpu" else len(segmenter.engines),
         )
-    engine = segmenter.engines[0]
-    outputs = 2 if settings.output_kind == "both" else 1
-    disk_bytes = outputs * required_bytes(run.kind, roi.shape, np.uint8)
-    free = shutil.disk_usage(Path(output).absolute().parent).free
     return Forecast(
         shape=roi.shape,
         dtype=source.dtype.name,
@@ -151,23 +166,20 @@ def forecast(
         tile=plan.tile,
         tiles=plan.tiles_in(roi),
         tiles_run=tiles_run,
-        redundancy=memory.redundancy,
+        redundancy=tiles_run * prod(plan.tile) / roi.voxels,
         regions=len(memory.regions),
         region_shape=memory.regions[0].shape,
         memory_bytes=memory.peak_bytes,
         memory_cap_bytes=settings.memory_bytes,
-        device_bytes=0
-        if engine.device == "cpu"
-        else 4 * (prod(engine.input_shape) + prod(engine.output_shape)),
+        device_bytes=_device_bytes(engine, memory),
         disk_bytes=disk_bytes,
         disk_free_bytes=free,
-        scratch_bytes=_scratch_bytes(
-            plan, roi, default_grain(run.kind, roi.shape), source, free - disk_bytes
-        )
+        # The file of one chapter is gone before the next one's is made.
+        scratch_bytes=max(box.voxels for box in loaded) * source.dtype.itemsize
         if memory.scratch
         else 0,
         read_amplification=amplification,
-        engine=engine.describe(),
+        engine=same_engine(segmenter.engines),
         passed_over=tuple(segmenter.choice["passed_over"]),
         calibration=measured,
         seconds=seconds,
@@ -179,14 +191,24 @@ def forecast(
     )
 
 
-def _scratch_bytes(
-    plan: TilePlan, roi: Box, grain: Shape, source: Source, free_bytes: int
-) -> int:
-    """Of the largest chapter: the file of one is gone before the next one's is made."""
-    plane_bytes = source.shape[1] * source.shape[2] * source.dtype.itemsize
-    parts = scratch_chapters(plan, roi, grain, plane_bytes, free_bytes)
-    spans = (plan.planes_read(part.start[0], part.stop[0]) for part in parts)
-    return max(stop - start for start, stop in spans) * plane_bytes
+def _whole_planes(plan: TilePlan, source: Source, chapter: Box) -> Box:
+    """What goes through a scratch file for a chapter."""
+    first, last = plan.planes_read(chapter.start[0], chapter.stop[0])
+    return Box((first, 0, 0), (last, *source.shape[1:]))
+
+
+def _reads(plan: TilePlan, region: Box) -> Box:
+    """What is read of the volume to segment a region."""
+    z0, z1 = plan.planes_read(region.start[0], region.stop[0])
+    (y0, y1), (x0, x1) = plan.layer(region).reads
+    return Box((z0, y0, x0), (z1, y1, x1))
+
+
+def _device_bytes(engine: Engine, memory: MemoryPlan) -> int:
+    if engine.device == "cpu":
+        return 0
+    batch = 4 * (prod(engine.input_shape) + prod(engine.output_shape))
+    return memory.device_bytes or batch
 
 
 def _not_counted(settings: SegmentSettings) -> Iterator[str]:
@@ -194,24 +216,16 @@ def _not_counted(settings: SegmentSettings) -> Iterator[str]:
         yield "the tissue mask is not counted here: fewer tiles will be run"
 
 
-def _amplification(plan: TilePlan, source: Source, memory: MemoryPlan) -> float:
-    """Bytes decoded over bytes delivered: planes are read once for each region."""
-    if memory.scratch or len(memory.regions) == 1:
-        return source.amplification(source.shape)
-    (y0, y1), (x0, x1) = plan.layer(memory.regions[0]).reads
-    return source.amplification((source.shape[0], y1 - y0, x1 - x0))
-
-
 def _seconds(
-    measured: Calibration, runs: float, tiles: int, read_bytes: float, *, on_cpu: bool
+    measured: Calibration, runs: float, tiles: int, read_bytes: float, *, gpus: int
 ) -> float:
-    """Wall time: on a CPU the engine and all else share the cores, on a GPU not."""
+    """Wall time: engines on a CPU share its cores with all else; `gpus` share tiles."""
     infer = runs * measured.infer_s
     handle = tiles * measured.handle_s
     read = read_bytes / measured.read_bytes_per_s
-    if on_cpu:
+    if not gpus:
         return infer + (handle + read) / usable_cores()
-    return max(infer, handle, read)
+    return max(infer / gpus, handle, read)
 
 
 def _calibrate(
@@ -238,7 +252,7 @@ def _calibrate(
         start = time.perf_counter()
         raw = source.read(box)
         read_s += time.perf_counter() - start
-        read_bytes += _decoded_voxels(source, box) * source.dtype.itemsize
+        read_bytes += source.decoded_voxels(box) * source.dtype.itemsize
         background += judged and not judge.decide(tile, [raw], normalisation)[0]
         start = time.perf_counter()
         _fill(plan, tile, raw, normalisation, voxels[0, 0])
@@ -303,18 +317,6 @@ def _window(plan: TilePlan, tile: Shape) -> Box:
         for start, axis, extent in zip(starts, plan.axes, plan.shape, strict=True)
     ]
     return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
-
-
-def _decoded_voxels(source: Source, box: Box) -> int:
-    """Voxels that are decoded to read a box: compressed chunks as a whole."""
-    if not source.compressed:
-        return box.voxels
-    return prod(
-        min(-(-b // c) * c, n) - a // c * c
-        for a, b, c, n in zip(
-            box.start, box.stop, source.chunk, source.shape, strict=True
-        )
-    )
 
 
 def _fill(

@@ -120,6 +120,25 @@ class Source(ABC):
     def close(self) -> None:
         """Close files and end threads; reading afterwards is an error."""
 
+    @property
+    def loads_whole_chunks(self) -> bool:
+        """Whether a voxel is reached only by loading all of its chunk.
+
+        Also where that is not compressed; only single rows are read alone.
+        """
+        return self.compressed or prod(self.chunk[:2]) > 1
+
+    def decoded_voxels(self, box: Box) -> int:
+        """Voxels that are loaded to read a box, nothing of it being kept already."""
+        if not self.loads_whole_chunks:
+            return box.voxels
+        return prod(
+            min(-(-b // c) * c, n) - a // c * c
+            for a, b, c, n in zip(
+                box.start, box.stop, self.chunk, self.shape, strict=True
+            )
+        )
+
     def amplification(self, box_shape: Shape) -> float:
         """Bytes decoded over bytes delivered, for a volume read in boxes of this shape.
 

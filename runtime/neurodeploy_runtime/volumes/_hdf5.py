@@ -188,8 +188,10 @@ def _bigdataviewer(file: Any, path: Path, options: ReadOptions) -> FoundArray:
     options.refuse("a BigDataViewer file", "axes")
     where = str(path)
     time = pick("time", _count(file, r"t\d{5}"), options, where)
+    # By number: the names have two digits, and from 100 on three.
     setups = sorted(
-        name for name in file[f"t{time:05d}"] if re.fullmatch(r"s\d+", name)
+        (name for name in file[f"t{time:05d}"] if re.fullmatch(r"s\d+", name)),
+        key=lambda name: int(name[1:]),
     )
     setup = setups[pick("channel", len(setups), options, where)]
     levels = file[f"t{time:05d}/{setup}"]

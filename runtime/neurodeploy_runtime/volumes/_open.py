@@ -80,8 +80,10 @@ INPUT_SUFFIXES = {
 
 SCHEMES = ("s3://", "gs://", "http://", "https://", "file://")
 
+#: Files of a group of Zarr or N5, in which arrays lie.
+GROUP_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", "attributes.json")
 #: Files that make a folder one volume for TensorStore.
-STORE_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", "attributes.json", "info")
+STORE_MARKS = (*GROUP_MARKS, "info")
 
 
 def open_volume(

@@ -83,7 +83,6 @@ def open_(path: Path, options: ReadOptions) -> Source:
         path=path,
         format=f"v3dpbd, {coding.name}",
     )
-    source.memory_bytes = array.nbytes
     digest = hashlib.sha256(data)
     digest.update(repr(layout.index).encode())
     source.digest = digest.hexdigest()

@@ -193,3 +193,12 @@ def test_without_h5py_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match=r'pip install "neurodeploy\[cluster\]"'):
         open_volume(path)
+
+
+def test_the_channel_of_a_bigdataviewer_file_counts_setups_by_number(tmp_path):
+    """From 100 on their names have three digits, and s100 sorts before s11."""
+    setups = [np.full((4, 32, 32), number, np.uint16) for number in range(102)]
+    path = write_bigdataviewer(tmp_path / "a.h5", setups)
+    for number in (2, 11, 99, 100, 101):
+        with open_volume(path, channel=number) as volume:
+            assert volume.read(Box.whole(volume.shape)).max() == number
