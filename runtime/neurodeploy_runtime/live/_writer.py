@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import OutputError, StreamError
+from neurodeploy_runtime._errors import OutputError, StreamError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._journal import Record, checksum
 from neurodeploy_runtime._provenance import content_digest
@@ -66,6 +66,8 @@ class PlaneWriter:
         )
         self._slab = np.zeros((self._sink.grain[0], height, width), np.uint8)
         self._open = True
+        #: Whether it is whole, and only has no name.
+        self._kept = False
         self._next = 0
         self._records: dict[Shape, Record] = {}
 
@@ -100,9 +102,22 @@ class PlaneWriter:
             self.add(empty)
         self._sink.finish(metadata)
         self._let_go()
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        self._partial.replace(self.path)
+        old = self.path.with_name(f"{self._partial.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # a kill left it
+        try:
+            # What was there goes when its place is taken, and not before.
+            if self.path.is_dir():
+                self.path.replace(old)
+            self._partial.replace(self.path)
+        except OSError as error:
+            if old.exists() and not self.path.exists():
+                old.replace(self.path)
+            self._kept = True
+            raise WriteError(
+                f"{self.path} cannot be replaced ({error.strerror or error}): close it "
+                f"where it is open, and rename {self._partial}, which is the result"
+            ) from error
+        shutil.rmtree(old, ignore_errors=True)
 
     def _let_go(self) -> None:
         if self._open:
@@ -123,6 +138,8 @@ class PlaneWriter:
     def close(self) -> None:
         """Let go of the file; what has not been finished is removed."""
         self._let_go()
+        if self._kept:
+            return
         if self._partial.is_dir():
             shutil.rmtree(self._partial, ignore_errors=True)
         else:
