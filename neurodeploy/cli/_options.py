@@ -189,14 +189,7 @@ def default_output(path: str, source: Source, ending: str = "seg") -> Path:
     Zarr, N5 and precomputed give OME-Zarr; v3draw gives v3draw; all else TIFF. The
     result of a volume that lies on a server goes into the working folder.
     """
-    folder = Path()
-    if "://" in path:
-        name = path.rstrip("/").rpartition("/")[2]
-    else:
-        given = Path(path)
-        # The name of "." or ".." is that of the folder it stands for.
-        given = given if given.name not in ("", "..") else given.resolve()
-        folder, name = given.parent, given.name
+    folder, name = folder_and_name(path)
     stem, suffix = _split(name)
     kind = source.format.lower()
     if any(word in kind for word in ("zarr", "n5", "precomputed")):
@@ -204,6 +197,16 @@ def default_output(path: str, source: Source, ending: str = "seg") -> Path:
     if suffix == ".v3draw":
         return folder / f"{stem}.{ending}.v3draw"
     return folder / f"{stem}.{ending}.tif"
+
+
+def folder_and_name(path: str) -> tuple[Path, str]:
+    """Where an input lies and what it is called; on a server, the working folder."""
+    if "://" in path:
+        return Path(), path.rstrip("/").rpartition("/")[2]
+    given = Path(path)
+    # The name of "." or ".." is that of the folder it stands for.
+    given = given if given.name not in ("", "..") else given.resolve()
+    return given.parent, given.name
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -7,7 +7,12 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurodeploy.cli._options import INPUT_NAMES, engine_settings
+from neurodeploy.cli._options import (
+    INPUT_NAMES,
+    engine_settings,
+    folder_and_name,
+    refuse_without,
+)
 from neurodeploy.cli._progress import voxel_progress
 
 if TYPE_CHECKING:
@@ -41,10 +46,9 @@ def segment_followed(options: dict[str, Any]) -> Report:
             "--output-kind both is not written with --follow: choose mask or "
             "probability"
         )
-    path = Path(options["input"])
-    stem = path.name.removesuffix(".zarr").removesuffix(".ome")
-    ending = ".seg.ome.zarr" if path.suffix == ".zarr" else ".seg.tif"
-    output = Path(options["output"] or path.with_name(stem + ending))
+    refuse_without("--skip-background", "skip_sigma")
+    path: str = options["input"]
+    output = Path(options["output"] or _beside(path))
     bundle = load_bundle(options["model"])
     report: str | None = options["normalisation_from"]
     constants = None
@@ -79,6 +83,16 @@ def segment_followed(options: dict[str, Any]) -> Report:
             overwrite=options["overwrite"],
             progress=progress,
         )
+
+
+def _beside(path: str) -> Path:
+    """Where a result goes when nobody says; the stack need not be there yet."""
+    from neurodeploy_runtime.live._growing import is_store
+
+    folder, name = folder_and_name(path)
+    stem = name.removesuffix(".zarr").removesuffix(".ome")
+    zarr = name.endswith(".zarr") or is_store(Path(path))
+    return folder / f"{stem}.seg{'.ome.zarr' if zarr else '.tif'}"
 
 
 def _normalisation_of(path: Path) -> Normalisation:
