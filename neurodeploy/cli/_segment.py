@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--follow",
     is_flag=True,
-    help="INPUT is still being written: a Zarr, or a folder of planes.",
+    help="INPUT is still being written: a Zarr, or a folder of planes. --memory then "
+    "caps its buffers.",
 )
 @click.option(
     "--follow-timeout",

@@ -174,10 +174,12 @@ class Journal:
         try:
             if self._log is None:
                 path = self.folder / f"done-{self._worker}.log"
-                self._log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-                size = os.fstat(self._log).st_size
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+                self._log = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+                size = os.lseek(self._log, 0, os.SEEK_END)
+                os.lseek(self._log, max(0, size - 1), os.SEEK_SET)  # no pread: Windows
                 # A line torn by a kill is closed, so that it spoils no other.
-                if size and os.pread(self._log, 1, size - 1) != b"\n":
+                if os.read(self._log, 1) not in (b"", b"\n"):
                     os.write(self._log, b"\n")
             os.write(self._log, line.encode())
             os.fsync(self._log)

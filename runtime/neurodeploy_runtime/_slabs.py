@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import Iterator
@@ -123,7 +124,19 @@ class Slabs:
                 finished.fail(error)
 
         worker = threading.Thread(target=work, name="segment", daemon=True)
+
+        def stop() -> None:
+            error = CancelledError("the reader of the stream has gone")
+            finished.fail(error)
+            stream.stop(error)
+            if worker.ident is not None:  # Ctrl-C may fall before it is started
+                worker.join()
+            reader.join()
+
         try:
+            # One that is left open is ended while its threads still run: later, when
+            # the interpreter takes it apart, they would be waited for in vain.
+            atexit.register(stop)
             reader.start()
             worker.start()
             while (item := finished.get()) is not None:
@@ -133,12 +146,8 @@ class Slabs:
                     part,
                 )
         finally:
-            stop = CancelledError("the reader of the stream has gone")
-            finished.fail(stop)
-            stream.stop(stop)
-            if worker.ident is not None:  # Ctrl-C may fall before it is started
-                worker.join()
-            reader.join()
+            stop()
+            atexit.unregister(stop)
 
 
 def _one_kind(settings: SegmentSettings) -> PlaneKind:

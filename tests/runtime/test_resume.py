@@ -262,6 +262,20 @@ def test_a_read_error_keeps_what_is_done_and_the_rest_follows(
     assert (tifffile.imread(output) == source._array).all()
 
 
+def test_a_run_goes_on_where_the_system_has_no_pread(
+    interrupted: tuple[Bundle, FailsAt, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: what was recorded is read by seeking."""
+    for name in ("pread", "preadv", "pwrite"):
+        monkeypatch.delattr(os, name)
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    report = segmenter(bundle).segment(source, output)
+    assert report is not None
+    assert report.resumed_voxels > 0
+    assert (tifffile.imread(output) == source._array).all()
+
+
 def test_another_setting_is_refused_by_its_name(
     interrupted: tuple[Bundle, FailsAt, Path],
 ) -> None:

@@ -77,6 +77,8 @@ class Engine(ABC):
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Run the network: `batch` is `input_shape`, `out` is `output_shape`.
 
+        Streams may share an engine: it may be called from several threads.
+
         Raises
         ------
         EngineError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,6 +53,7 @@ class OpenVinoEngine(Engine):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
+        self._using = threading.Lock()
         try:
             core = openvino.Core()
             model = core.read_model(str(path))
@@ -64,8 +66,10 @@ class OpenVinoEngine(Engine):
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
         try:
-            self._request.infer([batch], share_inputs=True)
-            np.copyto(out, self._request.get_output_tensor(0).data)
+            # Of two streams, one would take the answer of the other.
+            with self._using:
+                self._request.infer([batch], share_inputs=True)
+                np.copyto(out, self._request.get_output_tensor(0).data)
         except Exception as error:
             raise EngineError(
                 f"OpenVINO failed at batch {self.batch}: {error}"
