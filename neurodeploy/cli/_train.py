@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 from neurodeploy.cli._console import console
 
 if TYPE_CHECKING:
+    from neurodeploy.data import AnnotatedVolume
     from neurodeploy.training import Row, TrainSettings
     from neurodeploy.training._loop import OnRow
 
@@ -99,7 +100,7 @@ def train(
     The run's folder gets `config.json` (the effective settings), `log.csv`,
     `curves.png`, and the checkpoints `last` and `best`.
     """
-    from neurodeploy.training import is_checkpoint, read_checkpoint, split
+    from neurodeploy.training import read_checkpoint
     from neurodeploy.training import train as run
     from neurodeploy.training._data import load_volumes
 
@@ -110,15 +111,9 @@ def train(
             click.echo(text, err=True)
 
     volumes = load_volumes(settings, say)
-    training, validation = split(volumes, settings.validation_share, settings.seed)
+    training, validation = _parts(volumes, settings, resume, say)
     if settings.init == "scratch":
         say("from scratch: no donor's weights are used")
-    last = Path(settings.out) / "last"
-    if resume and is_checkpoint(last) and not read_checkpoint(last).volumes:
-        say(
-            f"{last} does not say which images it was trained on: whether these are "
-            "the same is not known"
-        )
     started = time.perf_counter()
     with _progress(settings.steps, quiet) as on_row:
         result = run(settings, training, validation, resume=resume, on_row=on_row)
@@ -137,6 +132,30 @@ def train(
         f"{result.checkpoint}: step {result.step} of {settings.steps}, "
         f"{time.perf_counter() - started:.0f} s; {figures}"
     )
+
+
+def _parts(
+    volumes: list[AnnotatedVolume],
+    settings: TrainSettings,
+    resume: bool,
+    say: Callable[[str], None],
+) -> tuple[list[AnnotatedVolume], list[AnnotatedVolume]]:
+    """What is trained on and what is held out; of a run that goes on, as it began."""
+    from neurodeploy.training import is_checkpoint, read_checkpoint, split
+    from neurodeploy.training._split import split_as, split_by_place
+
+    last = Path(settings.out) / "last"
+    share, seed = settings.validation_share, settings.seed
+    if not (resume and is_checkpoint(last)):
+        return split(volumes, share, seed)
+    begun = read_checkpoint(last).volumes
+    if begun:
+        return split_as(volumes, begun)
+    say(
+        f"{last} does not say which images it was trained on: whether these are "
+        "the same is not known"
+    )
+    return split_by_place(volumes, share, seed)
 
 
 def _settings(

@@ -483,17 +483,3 @@ def _broken(
         f"(seed {settings.seed}); {kept}; lower learning_rate or clip, or look at "
         "those samples"
     )
-
-
-def split(
-    volumes: Sequence[AnnotatedVolume], share: float, seed: int
-) -> tuple[list[AnnotatedVolume], list[AnnotatedVolume]]:
-    """Training and validation volumes, by a seed; never an empty training part."""
-    order = np.random.default_rng(seed).permutation(len(volumes))
-    held = 0 if share == 0 or len(volumes) < 2 else max(1, round(share * len(volumes)))
-    held = min(held, len(volumes) - 1)
-    chosen = set(order[:held].tolist())
-    return (
-        [v for i, v in enumerate(volumes) if i not in chosen],
-        [v for i, v in enumerate(volumes) if i in chosen],
-    )
