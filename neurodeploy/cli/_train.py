@@ -175,7 +175,7 @@ def _settings(
     if config is not None:
         values, where = read_toml(config), str(config)
     elif resume and stored.is_file():
-        values, where = json.loads(stored.read_text("utf-8")), str(stored)
+        values, where = _stored(stored), str(stored)
     for name in _FIELDS:
         if options[name] is not None:
             value = options[name]
@@ -189,6 +189,19 @@ def _settings(
     if mode is not None:
         values["network"] = {**values.get("network", {}), "mode": mode}
     return TrainSettings.from_plain(values, where)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The settings that a run has written down."""
+    from neurodeploy._errors import ConfigError
+
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings: it is not of a run")
+    return values
 
 
 def _three(text: str) -> list[float]:
