@@ -55,6 +55,8 @@ def test_an_option_that_needs_another_one_is_refused_without_it(
     [
         (("--workspace", "4GB"), "--engine"),
         (("--gpu", "1"), "--engine"),
+        (("--version-compatible",), "--engine"),
+        (("--hardware-compatibility", "ampere_plus"), "--engine"),
         (("--keep-fp32", "decoder"), "--precision fp16"),
     ],
 )
