@@ -21,7 +21,8 @@ class Parity:
     Attributes
     ----------
     flips
-        Share of voxels whose label at the threshold differs.
+        Share of voxels whose label differs: as in a result, a probability at the
+        threshold is foreground.
     dice
         Between the two segmentations, over all tiles; 1 where both are empty.
     max_difference, p999_difference
@@ -29,7 +30,7 @@ class Parity:
     nan, inf
         How many values of the new answer are so.
     foreground
-        Share of voxels above the threshold in the old answer: with none, flips and
+        Share of voxels that are foreground in the old answer: with none, flips and
         Dice prove little.
     worst_tile
         Index of the tile with the largest difference.
@@ -106,7 +107,7 @@ def compare(
     finite = np.isfinite(before) & np.isfinite(after)
     with np.errstate(invalid="ignore"):
         difference = np.where(finite, np.abs(before - after), np.inf)
-        old, new = before > threshold, after > threshold
+        old, new = before >= threshold, after >= threshold
     flipped = (old != new) | ~finite
     both = int(np.count_nonzero(old & new & finite))
     either = int(np.count_nonzero(old)) + int(np.count_nonzero(new))

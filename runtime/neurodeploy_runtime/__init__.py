@@ -12,7 +12,6 @@ from neurodeploy_runtime._begun import as_begun
 from neurodeploy_runtime._bundle import (
     Bundle,
     BundleWriter,
-    Golden,
     default_bundle_path,
     load_bundle,
 )
@@ -35,6 +34,7 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._golden import Golden
 from neurodeploy_runtime._ingest import IngestReport, ingest
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
