@@ -7,7 +7,7 @@ import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from neurodeploy_runtime._journal import write_atomically
+from neurodeploy_runtime._atomic import write_atomically
 
 
 @dataclass(frozen=True)

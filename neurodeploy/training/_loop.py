@@ -37,8 +37,8 @@ from neurodeploy.training._optimiser import (
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
 from neurodeploy.transfer import config_for, config_like, load_donor, transfer
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._errors import OutputError
-from neurodeploy_runtime._journal import write_atomically
 
 OnRow = Callable[[Row], None]
 

@@ -146,7 +146,7 @@ def test_an_absent_plane_is_named_while_it_is_waited_for(bundle, tmp_path, capsy
 
 
 def test_the_folder_that_one_is_in_is_followed_by_its_name(
-    bundle, tmp_path, capsys, monkeypatch
+    run, bundle, tmp_path, monkeypatch
 ):
     """Its result lies beside it, as that of `segment .` does."""
     rng = np.random.default_rng(0)
@@ -158,15 +158,15 @@ def test_the_folder_that_one_is_in_is_followed_by_its_name(
     monkeypatch.chdir(folder)
     common = ["-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu"]
     asked = ["segment", "--follow", ".", *common, "--follow-planes", 9]
-    code, err = run(capsys, *asked)
+    code, _, err = run(*asked)
     assert code == 0, err
     assert tifffile.imread(tmp_path / "2024.03.01_brain.seg.tif").shape == (9, 20, 24)
 
 
 def test_a_threshold_of_skipping_that_nothing_skips_by_is_refused(
-    bundle, tmp_path, capsys
+    run, bundle, tmp_path
 ):
     asked = ["segment", tmp_path, "-m", bundle.path, "--follow", "--skip-sigma", "3"]
-    code, err = run(capsys, *asked)
+    code, _, err = run(*asked)
     assert code == 2
     assert "--skip-sigma does nothing without --skip-background" in err
