@@ -82,7 +82,7 @@ def main() -> None:
     expected = written["five_folds"]["average_precision"]
     here = rows["none"]["average_precision"]
     assert abs(here - expected) < 2e-3, (here, expected)
-    save("flips", {"rows": rows}, started)
+    save("flips", {"rows": [{"flips": w, **s} for w, s in rows.items()]}, started)
     print(
         table(
             ["flips", "times the work", "average precision", "best Dice", "at"],
