@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._at_exit import at_exit
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._channel import Channel
@@ -133,10 +133,8 @@ class Slabs:
                 worker.join()
             reader.join()
 
+        forget_exit = at_exit(stop)
         try:
-            # One that is left open is ended while its threads still run: later, when
-            # the interpreter takes it apart, they would be waited for in vain.
-            atexit.register(stop)
             reader.start()
             worker.start()
             while (item := finished.get()) is not None:
@@ -147,7 +145,7 @@ class Slabs:
                 )
         finally:
             stop()
-            atexit.unregister(stop)
+            forget_exit()
 
 
 def _one_kind(settings: SegmentSettings) -> PlaneKind:

@@ -1,5 +1,6 @@
 """Arrays and streams hold what was asked for, or refuse it by name."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,3 +151,33 @@ def test_a_program_ends_where_a_stream_was_left_open() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (done.stdout.split("\n")[-2], done.stderr) == ("over", "")
+
+
+FORKED = """
+import os, sys, time
+from neurodeploy_runtime import LiveSegmenter, NumpyEngine, load_bundle
+bundle = load_bundle()
+live = LiveSegmenter(bundle, (60, 60), "uint16", engines=[NumpyEngine(bundle)])
+live._turning.acquire()  # as another thread may, that the child has not
+child = os.fork()
+if child == 0:
+    sys.exit(7)
+live._turning.release()
+end = time.monotonic() + 20
+while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end:
+    time.sleep(0.05)
+print("over" if time.monotonic() < end else "hangs")
+if time.monotonic() >= end:
+    os.kill(child, 9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_ends_without_what_its_parent_has_open() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == ("over\n", 0), done.stderr

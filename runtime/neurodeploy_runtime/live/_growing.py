@@ -24,6 +24,8 @@ from neurodeploy_runtime.volumes._open import STORE_MARKS
 AHEAD = 64
 #: A layer that lacks files is waited for so many times as long as one that is whole.
 ABSENT = 10
+#: The last planes to which new ones are put in order, and not to all, at least.
+KNOWN = 16
 #: How often planes that cannot be read are tried again.
 PATIENCE = 3
 
@@ -177,6 +179,14 @@ class GrowingFolder(Growing):
         # Not above: tifffile is heavy, and importing this package is not.
         from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
 
+        new = names - self._names
+        # As many as say, against all that are new, what the step of the numbers is.
+        known = max(KNOWN, 2 * len(new))
+        if len(self._files) == len(self._names) > known and self._names <= names:
+            last = self._files[-known:]
+            tail = planes_in_order([*last, *(self.path / n for n in new)], self.path)
+            if tail[:known] == last:
+                return [*self._files, *tail[known:]]
         return planes_in_order([self.path / name for name in names], self.path)
 
     def _go_on_with(self, ordered: list[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import operator
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from neurodeploy_runtime._at_exit import at_exit
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import (
@@ -191,8 +191,7 @@ class LiveSegmenter:
         self._closed = False
         self._projection: GrowingProjections | None = None
         self._begin()
-        self._at_exit = _closing(self)
-        atexit.register(self._at_exit)
+        self._forget_exit = at_exit(_closing(self))
 
     # -- bringing planes -------------------------------------------------------
 
@@ -533,7 +532,7 @@ class LiveSegmenter:
             if self._closed:
                 return
             self._closed = True
-        atexit.unregister(self._at_exit)
+        self._forget_exit()
         error = CancelledError("the live segmenter was closed")
         with self._turning:
             self._outlet.fail(error)
@@ -746,10 +745,7 @@ class LiveSegmenter:
 
 
 def _closing(live: LiveSegmenter) -> Callable[[], None]:
-    """What closes one that is left open when the program ends.
-
-    Its threads would be ended in the middle of a tile, and with them the process.
-    """
+    """What closes one that nobody has closed, and does not keep it alive."""
     known = weakref.ref(live)
 
     def close() -> None:

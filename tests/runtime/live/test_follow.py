@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neurodeploy_runtime import (
     Box,
@@ -32,6 +34,7 @@ from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
 from neurodeploy_runtime.live._growing import GrowingFolder, GrowingZarr
 from neurodeploy_runtime.live._writer import PlaneWriter
 from neurodeploy_runtime.volumes import ReadOptions
+from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
 
 ts = pytest.importorskip("tensorstore")
 
@@ -726,3 +729,35 @@ def test_what_cannot_be_is_refused_before_the_first_plane(
     with pytest.raises(error):
         follow(tmp_path / "planes", tmp_path / "out.tif", bundle, asked)
     assert time.monotonic() - started < 20.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    step=st.integers(1, 3),
+    absent=st.sets(st.integers(0, 99), max_size=4),
+    batches=st.lists(st.integers(1, 30), min_size=3, max_size=12),
+    shuffled=st.randoms(),
+)
+def test_new_planes_are_put_behind_the_last_as_among_all(
+    tmp_path_factory, step, absent, batches, shuffled
+):
+    folder = tmp_path_factory.mktemp("planes")
+    growing = GrowingFolder(folder, 0.0, ReadOptions())
+    numbers = [step * n for n in range(100) if n not in absent]
+    names = [f"z{n:03}.tif" for n in numbers]
+    seen = []
+    for size in batches:
+        some, names = names[:size], names[size:]
+        shuffled.shuffle(some)
+        seen += some
+        if len(seen) < 3:
+            continue
+        try:
+            expected = planes_in_order([folder / n for n in seen], folder)
+        except InputError:
+            # Where it is told by the last ones alone, it is told, too.
+            with pytest.raises(InputError, match="lacks planes"):
+                growing._in_order(set(seen))
+            return
+        assert growing._in_order(set(seen)) == expected
+        growing._names, growing._files = set(seen), expected
