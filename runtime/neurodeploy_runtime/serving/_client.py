@@ -96,7 +96,9 @@ class RigClient:
         self.refused: deque[str] = deque(maxlen=KEPT_REFUSALS)
         self._asking = threading.Lock()
         self._answered = threading.Condition()
-        self._status: dict[str, Any] | None = None
+        #: Of the last answer. They come in the order of the questions, each has one.
+        self._status: dict[str, Any] = {}
+        self._asked = self._answers = 0
         self._ended: BaseException | None = None
         try:
             payload = hello.pack()
@@ -156,16 +158,17 @@ class RigClient:
             The stream has ended, or no answer came within `timeout_s`.
         """
         with self._asking:
-            with self._answered:
-                self._status = None
+            # An answer that nobody waited for any more is not that to this question.
+            self._asked += 1
+            mine = self._asked
             self._tell(Header(Kind.ASK_STATUS))
             with self._answered:
                 wait_for(
                     self._answered,
-                    lambda: self._status is not None or self._ended is not None,
+                    lambda: self._answers >= mine or self._ended is not None,
                     self._timeout_s,
                 )
-                if self._status is not None:
+                if self._answers >= mine:
                     return self._status
                 if self._ended is not None:
                     raise self._ended.with_traceback(None)
@@ -264,6 +267,7 @@ class RigClient:
                 elif header.kind == Kind.STATUS:
                     with self._answered:
                         self._status = json.loads(payload)
+                        self._answers += 1
                         self._answered.notify_all()
                 elif header.kind == Kind.REFUSED:
                     self.refused.append(payload.decode(errors="replace"))

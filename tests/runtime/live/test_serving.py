@@ -494,6 +494,28 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever():
                 opened.close()
 
 
+def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question():
+    listening, clients = deaf_server(WELCOME)
+
+    def say(pushed):
+        text = b'{"pushed": %d}' % pushed
+        clients[0].sendall(Header(Kind.STATUS, length=len(text)).pack() + text)
+
+    try:
+        port = listening.getsockname()[1]
+        with RigClient(HELLO, port, timeout_s=0.5) as client:
+            with pytest.raises(StreamError, match="how it stands"):
+                client.status()
+            say(1)
+            later = threading.Timer(0.2, say, [2])
+            later.start()
+            assert client.status() == {"pushed": 2}
+            later.join()
+    finally:
+        for opened in (listening, *clients):
+            opened.close()
+
+
 def test_no_two_servers_have_one_port(server, bundle, monkeypatch):
     with pytest.raises(SettingsError, match="use another port"):
         serving(bundle, port=server.port)
