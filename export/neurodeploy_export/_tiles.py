@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_export._errors import ExportRequestError
+from neurodeploy_export._parity import ROUNDING
 from neurodeploy_runtime._bundle import GOLDEN
 from neurodeploy_runtime._errors import InputError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._spec import ModelSpec
 from neurodeploy_runtime.volumes import Source
-
-#: Answers are frozen in steps of 2^-16, which is small on disk: finer than any limit on
-#: their differences.
-_STEP = 65536.0
 
 #: Normalised value above which a voxel is signal: asinh(10), ten times the noise.
 _BRIGHT = 3.0
@@ -67,21 +64,20 @@ def write_golden(
 ) -> int:
     """Freeze tiles and answers, those with most foreground first; how many fitted.
 
-    `limit_bytes` bounds the file before compression; one tile is always kept.
+    `limit_bytes` bounds the file before compression; one tile is always kept. Answers
+    are frozen in steps of `ROUNDING`, which is small on disk.
     """
     each = tiles[0].size * 2 + answers[0].size * 4
     count = max(1, min(len(tiles), limit_bytes // each))
-    labels = answers >= threshold
-    foreground = labels.reshape(len(answers), -1).sum(axis=1)
+    foreground = (answers >= threshold).reshape(len(answers), -1).sum(axis=1)
     chosen = np.sort(np.argsort(-foreground, kind="stable")[:count])
-    frozen = (np.round(answers * _STEP) / _STEP).astype(np.float32)
-    # No label changes by being frozen.
-    frozen = np.where((frozen >= threshold) == labels, frozen, answers)
     try:
         np.savez_compressed(
             path / GOLDEN,
             voxels=tiles[chosen].astype(np.float16),
-            probability=frozen[chosen],
+            probability=(np.round(answers[chosen] / ROUNDING) * ROUNDING).astype(
+                np.float32
+            ),
         )
     except OSError as error:
         raise WriteError(

@@ -23,6 +23,8 @@ CONFIG = NetworkConfig(tile=(8, 32, 32), width=24, depth=1, heads=2, taps=(1,))
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     network = Network(CONFIG)
+    with torch.no_grad():
+        network.decoder.head.weight.mul_(10)  # so that some answers are neurites
     folder = tmp_path_factory.mktemp("run") / "best"
     made = Checkpoint(CONFIG, 1, name="tiny", threshold=0.4)
     save_checkpoint(folder, made, network.state_dict())
@@ -52,7 +54,7 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     ended = run(
         *("export", checkpoint, "-o", out, "--tiles", image, "--tile-count", 2),
         *("--precision", "fp16", "--max-batch", 3, "--to", "triton"),
-        *("--keep-fp32", "head", "--max-flips", 0.2, "--min-dice", 0.5),
+        *("--keep-fp32", "head", "--max-flips", 0.01, "--min-dice", 0.99),
     )
     assert ended.code == 0, ended.err
     assert "PyTorch to FP16" in ended.out
@@ -62,6 +64,8 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     assert not [name for name in names if name.startswith("_")]
     assert bundle.precisions == ("fp32", "fp16")
     assert (bundle.spec.max_batch, bundle.spec.threshold) == (3, 0.4)
+    for step in bundle.spec.parity["steps"].values():
+        assert 0.02 < step["foreground"] < 0.2
     assert (tmp_path / "tiny.bundle.triton" / "tiny_fp16" / "config.pbtxt").is_file()
     ended = run("verify", out, "--device", "cpu")
     assert ended.code == 0

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,21 @@ def test_tiles_that_prove_nothing_are_refused(
             network, spec, change(tiles), ExportSettings(), folder_is_empty / "b"
         )
     assert caught.value.exit_code == 2
+
+
+def test_tiles_in_which_nothing_is_found_are_refused(
+    tmp_path: Path, network: nn.Module, tiles: Tiles, spec: ModelSpec
+) -> None:
+    """A graph that collapsed to background would agree on all of them."""
+    blind = replace(spec, threshold=0.999999)
+    settings = ExportSettings()
+    with pytest.raises(ExportRequestError, match=r"finds nothing .* --min-dice 0"):
+        export_bundle(network, blind, tiles, settings, tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+    loose = replace(settings.limits_fp32, dice=0.0)
+    settings = replace(settings, limits_fp32=loose, limits_fp16=loose)
+    made = export_bundle(network, blind, tiles, settings, tmp_path / "b")
+    assert made.spec.parity["steps"]["onnx"]["foreground"] == 0
 
 
 def test_logits_instead_of_probabilities_are_refused(
