@@ -506,11 +506,12 @@ def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question():
         with RigClient(HELLO, port, timeout_s=0.5) as client:
             with pytest.raises(StreamError, match="how it stands"):
                 client.status()
-            say(1)
-            later = threading.Timer(0.2, say, [2])
-            later.start()
+            answers = [threading.Timer(0.1 * n, say, [n]) for n in (1, 2)]
+            for one in answers:
+                one.start()
             assert client.status() == {"pushed": 2}
-            later.join()
+            for one in answers:
+                one.join()
     finally:
         for opened in (listening, *clients):
             opened.close()
