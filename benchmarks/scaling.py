@@ -376,6 +376,7 @@ def cap(bench: Bench) -> None:
     if not tiny:
         cases += [("identity", 4, ".tif"), ("identity", 2, ".tif")]
         cases += [("identity", 1, ".ome.zarr"), ("convolutions", 1, ".tif")]
+        cases += [("convolutions", 2, ".tif"), ("convolutions", 4, ".ome.zarr")]
     cases = cases[bench.options.cap_skip :]
     # A run takes minutes: what an earlier one found of other cases stays.
     earlier = [] if tiny else (load("scaling-cap") or {"rows": []})["rows"]

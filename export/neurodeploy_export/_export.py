@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_export import _card
-from neurodeploy_export._errors import ExportError, ParityError
+from neurodeploy_export._errors import ExportError, ExportRequestError, ParityError
 from neurodeploy_export._parity import Parity, compare, picture
 from neurodeploy_export._settings import ExportSettings, ParityLimits
 from neurodeploy_export._tiles import check_tiles, write_golden
@@ -81,6 +81,7 @@ def export_bundle(
         run = _Run(Path(out), writer.folder, spec, settings, tiles, tell)
         tell("asking the network itself", None)
         reference = _torch_answers(module, tiles, spec)
+        _require_foreground(reference, spec, settings)
         tell("writing ONNX", None)
         model = _onnx.export_onnx(module, spec, settings, writer.folder / ONNX["fp32"])
         steps = run.prove_fp32(model, reference)
@@ -206,8 +207,6 @@ def _torch_answers(
     """The network's own answers; refused where they are no probabilities."""
     import torch
 
-    from neurodeploy_export._errors import ExportRequestError
-
     found = []
     with torch.inference_mode():
         for tile in tiles:
@@ -230,6 +229,23 @@ def _torch_answers(
             f"{answers.max():.3g}, not probabilities: end it with a sigmoid"
         )
     return answers
+
+
+def _require_foreground(
+    reference: NDArray[np.float32], spec: ModelSpec, settings: ExportSettings
+) -> None:
+    """Refuse tiles in which the network finds nothing, where labels are to prove it.
+
+    A graph that collapsed to background would agree on all of them (TensorRT #4723).
+    """
+    least_dice = min(settings.limits_fp32.dice, settings.limits_fp16.dice)
+    if least_dice > 0 and float(reference.max()) < spec.threshold:
+        raise ExportRequestError(
+            f"the network finds nothing on these tiles (its largest answer is "
+            f"{reference.max():.3g}, its threshold {spec.threshold:.3g}), and a graph "
+            "that never finds anything would agree: give an image with neurites in it "
+            "with --tiles, or ask for no Dice with --min-dice 0"
+        )
 
 
 def _make_durable(folder: Path) -> None:

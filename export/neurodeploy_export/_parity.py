@@ -13,6 +13,11 @@ from neurodeploy_export._errors import ParityError
 from neurodeploy_export._settings import ParityLimits
 from neurodeploy_runtime._spec import ModelSpec
 
+#: What additions in another order make of a probability: labels that differ by less are
+#: the same. A threshold is one of a network's own answers, so some lie beside it, and
+#: of 65 536 voxels the limit allows no flip.
+ROUNDING = 2.0**-16
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -21,7 +26,8 @@ class Parity:
     Attributes
     ----------
     flips
-        Share of voxels whose label at the threshold differs.
+        Share of voxels whose label differs by more than rounding (`ROUNDING`); as in a
+        result, a probability at the threshold is foreground.
     dice
         Between the two segmentations, over all tiles; 1 where both are empty.
     max_difference, p999_difference
@@ -29,7 +35,7 @@ class Parity:
     nan, inf
         How many values of the new answer are so.
     foreground
-        Share of voxels above the threshold in the old answer: with none, flips and
+        Share of voxels that are foreground in the old answer: with none, flips and
         Dice prove little.
     worst_tile
         Index of the tile with the largest difference.
@@ -106,7 +112,8 @@ def compare(
     finite = np.isfinite(before) & np.isfinite(after)
     with np.errstate(invalid="ignore"):
         difference = np.where(finite, np.abs(before - after), np.inf)
-        old, new = before > threshold, after > threshold
+        old, new = before >= threshold, after >= threshold
+    new = np.where(difference <= ROUNDING, old, new)
     flipped = (old != new) | ~finite
     both = int(np.count_nonzero(old & new & finite))
     either = int(np.count_nonzero(old)) + int(np.count_nonzero(new))

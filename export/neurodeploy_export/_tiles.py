@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_export._errors import ExportRequestError
+from neurodeploy_export._parity import ROUNDING
 from neurodeploy_runtime._bundle import GOLDEN
 from neurodeploy_runtime._errors import InputError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._spec import ModelSpec
 from neurodeploy_runtime.volumes import Source
-
-#: Answers are frozen in steps of 2^-16: finer than any tolerance, and small on disk.
-_STEP = 65536.0
 
 #: Normalised value above which a voxel is signal: asinh(10), ten times the noise.
 _BRIGHT = 3.0
@@ -66,17 +64,20 @@ def write_golden(
 ) -> int:
     """Freeze tiles and answers, those with most foreground first; how many fitted.
 
-    `limit_bytes` bounds the file before compression; one tile is always kept.
+    `limit_bytes` bounds the file before compression; one tile is always kept. Answers
+    are frozen in steps of `ROUNDING`, which is small on disk.
     """
     each = tiles[0].size * 2 + answers[0].size * 4
     count = max(1, min(len(tiles), limit_bytes // each))
-    foreground = (answers > threshold).reshape(len(answers), -1).sum(axis=1)
+    foreground = (answers >= threshold).reshape(len(answers), -1).sum(axis=1)
     chosen = np.sort(np.argsort(-foreground, kind="stable")[:count])
     try:
         np.savez_compressed(
             path / GOLDEN,
             voxels=tiles[chosen].astype(np.float16),
-            probability=(np.round(answers[chosen] * _STEP) / _STEP).astype(np.float32),
+            probability=(np.round(answers[chosen] / ROUNDING) * ROUNDING).astype(
+                np.float32
+            ),
         )
     except OSError as error:
         raise WriteError(
@@ -93,8 +94,8 @@ def tiles_from_volume(
 
     The volume is normalised as the runtime does it. Among `candidates` tiles spread
     evenly over the volume, those with the most voxels well above the background are
-    taken, the first of them always one of median brightness, which is what most of a
-    volume looks like.
+    taken; where there are several, the first is one of median brightness, which is what
+    most of a volume looks like.
 
     Raises
     ------
@@ -125,6 +126,8 @@ def tiles_from_volume(
     scored.sort()
     middle = scored[len(scored) // 2]
     chosen = [middle, *(s for s in scored if s is not middle)][:count]
+    if count == 1:
+        chosen = scored[:1]  # one of median brightness may show nothing
     return np.stack(
         [normalisation.apply(source.read(box_at(start))) for _, start in chosen]
     )[:, None]

@@ -28,14 +28,13 @@ def write_triton(bundle: Bundle, folder: Path, *, overwrite: bool = False) -> Pa
     Raises
     ------
     OutputError
-        The folder exists and `overwrite` is not given.
+        As :func:`require_replaceable` says.
     WriteError
         The disk is full or refuses.
     """
     from neurodeploy_export import _graph
 
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists: choose another name, or pass --overwrite")
+    require_replaceable(folder, overwrite=overwrite)
     part = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     name = "".join(c if c.isalnum() or c in "_-" else "_" for c in bundle.spec.name)
@@ -72,6 +71,28 @@ def write_triton(bundle: Bundle, folder: Path, *, overwrite: bool = False) -> Pa
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def require_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write a repository over what is none.
+
+    Raises
+    ------
+    OutputError
+        The folder exists and `overwrite` is not given, or it holds something else than
+        models.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{folder} exists: choose another name, or pass --overwrite")
+    if not folder.is_dir() or not all(
+        (path / "config.pbtxt").is_file() for path in folder.iterdir()
+    ):
+        raise OutputError(
+            f"{folder} exists and is no model repository: it is not overwritten; "
+            "choose another name"
+        )
 
 
 def _engines(bundle: Bundle) -> list[tuple[Path, plans.PlanRecord]]:

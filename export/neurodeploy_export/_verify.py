@@ -11,8 +11,9 @@ import numpy as np
 
 from neurodeploy_export._parity import Parity, compare
 from neurodeploy_export._settings import ExportSettings, ParityLimits
-from neurodeploy_runtime._bundle import Bundle, Golden, load_bundle
+from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import NeurodeployError
+from neurodeploy_runtime._golden import Golden
 from neurodeploy_runtime.engines._base import EngineSettings, PrecisionName
 from neurodeploy_runtime.engines._choose import ADAPTERS, Adapter, require_device
 

@@ -54,7 +54,8 @@ ABREAST = 4
 @click.option(
     "--tune",
     is_flag=True,
-    help="Sweep batch and threads of the fastest engine; prints how to ask for them.",
+    help="Sweep batch and threads of the fastest engine, and keep the best in the "
+    "bundle's local settings, for this machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the result.")
@@ -65,6 +66,7 @@ def benchmark(**options: Any) -> None:
     on a simulated volume; each run in a process of its own; labels compared with fp32.
     """
     from neurodeploy_runtime import OutputError, load_bundle
+    from neurodeploy_runtime.engines import keep_local, may_keep
     from neurodeploy_runtime.measure import compare_engines, sweep
 
     plot: Path | None = options["plot"]
@@ -76,6 +78,11 @@ def benchmark(**options: Any) -> None:
         import matplotlib  # noqa: F401  # named as missing before minutes are spent
     as_json, quiet = options["as_json"], options["quiet"]
     bundle = load_bundle(options["model"])
+    if options["tune"] and not may_keep(bundle):
+        raise OutputError(
+            f"{bundle.path} cannot be written to, where --tune keeps what it finds: "
+            "copy the bundle to where you may write, and name it with -m"
+        )
     engine = engine_settings(options)
 
     def say(text: str) -> None:
@@ -100,6 +107,17 @@ def benchmark(**options: Any) -> None:
         fastest = max(found.rows, key=lambda row: row.mvoxel_per_s)
         say(f"sweeping batch and threads of {fastest.name}")
         trials = sweep(bundle, _asked(fastest.engine))
+        best = trials[0]
+        kept = keep_local(
+            bundle,
+            engine=best.settings.engine,
+            device=best.settings.device,
+            precision=best.settings.precision,
+            batch=best.settings.batch or 1,
+            threads=best.settings.threads,
+            tile_s=best.tile_s,
+        )
+        say(f"kept in {kept}")
     if as_json:
         tuned = [asdict(trial) for trial in trials]
         click.echo(json.dumps({**found.to_json(), "tuned": tuned}, indent=1))
@@ -157,12 +175,7 @@ def _asked(engine: dict[str, Any]) -> EngineSettings:
 
 
 def _show_trials(trials: list[Trial], bundle: Bundle) -> None:
-    """The sweep, and the words that ask for the fastest; nothing is remembered.
-
-    The batch is part of a run's identity, as its bits depend on it: were it taken from
-    a file of this machine, a run could not be resumed after a sweep, nor shared by
-    workers on machines that were not swept alike.
-    """
+    """The sweep, and the words that ask for the fastest on another machine."""
     if not trials:
         return
     for trial in trials:
@@ -181,9 +194,9 @@ def _show_trials(trials: list[Trial], bundle: Bundle) -> None:
     click.echo(f"fastest: {words}")
     z, y, x = bundle.spec.tile
     click.echo(
-        f"the tile is that of the graph, {z} × {y} × {x}: another one is another "
-        "export; nothing is remembered, because a run is resumed and shared with the "
-        "batch that it was begun with: name these words"
+        "on this machine that is now what this engine runs with where nobody says "
+        f"otherwise; the tile is that of the graph, {z} × {y} × {x}: another one is "
+        "another export"
     )
 
 

@@ -88,12 +88,15 @@ def export(**options: Any) -> None:
     from neurodeploy.networks import probability_module
     from neurodeploy.training import load_checkpoint
     from neurodeploy_export import ExportSettings, export_bundle
+    from neurodeploy_export._triton import require_replaceable
     from neurodeploy_runtime import OutputError
 
     built = build_settings(options)
     if not options["engine"]:
         refuse_without(
-            "--engine", "library", "workspace", "optimisation", "gpu", "build_timeout"
+            "--engine",
+            *("library", "workspace", "optimisation", "gpu", "build_timeout"),
+            *("version_compatible", "hardware_compatibility"),
         )
     if options["precision"] != "fp16":
         refuse_without("--precision fp16", "keep_fp32", "absmax_limit")
@@ -115,9 +118,12 @@ def export(**options: Any) -> None:
         limits_fp32=replace(settings.limits_fp32, **own),
         limits_fp16=replace(settings.limits_fp16, **own),
     )
-    for path in (_path_for(tool, options["output"]) for tool in options["to"]):
-        # Before the work, and not after it.
-        if path.exists() and not settings.overwrite:
+    # Before the work, and not after it.
+    for tool in options["to"]:
+        path = _path_for(tool, options["output"])
+        if tool == "triton":
+            require_replaceable(path, overwrite=settings.overwrite)
+        elif path.exists() and not settings.overwrite:
             raise OutputError(f"{path} exists: move it away, or pass --overwrite")
     with steps(quiet) as tell:
         tell("loading the checkpoint", None)

@@ -38,6 +38,7 @@ def info(path: str | None, as_json: bool) -> None:
 def describe_bundle(path: str | None) -> dict[str, Any]:
     """What a bundle is; its hashes are verified when it is loaded."""
     from neurodeploy_runtime import load_bundle
+    from neurodeploy_runtime.engines import read_local
 
     bundle = load_bundle(path)
     return {
@@ -46,6 +47,12 @@ def describe_bundle(path: str | None) -> dict[str, Any]:
         "digest": bundle.digest,
         **bundle.spec.to_json(),
         "files": bundle.files,
+        "local": {
+            f"{one.engine} {one.precision}, {number}": f"batch {one.batch}, "
+            f"threads {one.threads or 'as there are cores'}, "
+            f"{one.tile_s * 1e3:.3g} ms a tile on {one.machine}, {one.date}"
+            for number, one in enumerate(read_local(bundle))
+        },
     }
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--follow",
     is_flag=True,
-    help="INPUT is still being written: a Zarr, or a folder of planes.",
+    help="INPUT is still being written: a Zarr, or a folder of planes. --memory then "
+    "caps its buffers.",
 )
 @click.option(
     "--follow-timeout",
@@ -57,7 +58,7 @@ def segment(**options: Any) -> None:
     v3dpbd or .npy. The result lies beside it, with a picture and a report. Stopped,
     it continues when the same words are said again.
     """
-    from neurodeploy_runtime import Segmenter, load_bundle
+    from neurodeploy_runtime import Segmenter, as_begun, load_bundle
 
     if options.pop("follow"):
         from neurodeploy.cli._segment_follow import segment_followed
@@ -80,6 +81,8 @@ def segment(**options: Any) -> None:
         settings = segment_settings(options)
         target = Path(output) if output else default_output(path, source)
         bundle = load_bundle(model)
+        if settings.engine.batch is None and not overwrite:
+            settings = as_begun(settings, target)
         with (
             Segmenter(bundle, settings) as segmenter,
             voxel_progress("segment", quiet) as progress,

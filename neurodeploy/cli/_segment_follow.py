@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurodeploy.cli._options import INPUT_NAMES, beside_input, engine_settings
+from neurodeploy.cli._options import (
+    INPUT_NAMES,
+    beside_input,
+    engine_settings,
+    refuse_without,
+)
 from neurodeploy.cli._progress import voxel_progress
 
 if TYPE_CHECKING:
@@ -40,10 +45,9 @@ def segment_followed(options: dict[str, Any]) -> Report:
             "--output-kind both is not written with --follow: choose mask or "
             "probability"
         )
-    path = Path(options["input"])
-    folder, stem, suffix = beside_input(options["input"])
-    ending = ".seg.ome.zarr" if suffix == ".zarr" else ".seg.tif"
-    output = Path(options["output"] or folder / f"{stem}{ending}")
+    refuse_without("--skip-background", "skip_sigma")
+    path: str = options["input"]
+    output = Path(options["output"] or _beside(path))
     bundle = load_bundle(options["model"])
     report: str | None = options["normalisation_from"]
     constants = None
@@ -78,6 +82,15 @@ def segment_followed(options: dict[str, Any]) -> Report:
             overwrite=options["overwrite"],
             progress=progress,
         )
+
+
+def _beside(path: str) -> Path:
+    """Where a result goes when nobody says; the stack need not be there yet."""
+    from neurodeploy_runtime.live._growing import is_store
+
+    folder, stem, suffix = beside_input(path)
+    zarr = suffix == ".zarr" or is_store(Path(path))
+    return folder / f"{stem}.seg{'.ome.zarr' if zarr else '.tif'}"
 
 
 def _normalisation_of(path: Path) -> Normalisation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 from neurodeploy.cli._console import console
 
 if TYPE_CHECKING:
+    from neurodeploy.data import AnnotatedVolume
     from neurodeploy.training import Row, TrainSettings
     from neurodeploy.training._loop import OnRow
 
@@ -99,7 +100,7 @@ def train(
     The run's folder gets `config.json` (the effective settings), `log.csv`,
     `curves.png`, and the checkpoints `last` and `best`.
     """
-    from neurodeploy.training import is_checkpoint, read_checkpoint, split
+    from neurodeploy.training import read_checkpoint
     from neurodeploy.training import train as run
     from neurodeploy.training._data import load_volumes
 
@@ -110,15 +111,9 @@ def train(
             click.echo(text, err=True)
 
     volumes = load_volumes(settings, say)
-    training, validation = split(volumes, settings.validation_share, settings.seed)
+    training, validation = _parts(volumes, settings, resume, say)
     if settings.init == "scratch":
         say("from scratch: no donor's weights are used")
-    last = Path(settings.out) / "last"
-    if resume and is_checkpoint(last) and not read_checkpoint(last).volumes:
-        say(
-            f"{last} does not say which images it was trained on: whether these are "
-            "the same is not known"
-        )
     started = time.perf_counter()
     with _progress(settings.steps, quiet) as on_row:
         result = run(settings, training, validation, resume=resume, on_row=on_row)
@@ -139,6 +134,30 @@ def train(
     )
 
 
+def _parts(
+    volumes: list[AnnotatedVolume],
+    settings: TrainSettings,
+    resume: bool,
+    say: Callable[[str], None],
+) -> tuple[list[AnnotatedVolume], list[AnnotatedVolume]]:
+    """What is trained on and what is held out; of a run that goes on, as it began."""
+    from neurodeploy.training import is_checkpoint, read_checkpoint, split
+    from neurodeploy.training._split import split_as, split_by_place
+
+    last = Path(settings.out) / "last"
+    share, seed = settings.validation_share, settings.seed
+    if not (resume and is_checkpoint(last)):
+        return split(volumes, share, seed)
+    begun = read_checkpoint(last).volumes
+    if begun:
+        return split_as(volumes, begun)
+    say(
+        f"{last} does not say which images it was trained on: whether these are "
+        "the same is not known"
+    )
+    return split_by_place(volumes, share, seed)
+
+
 def _settings(
     config: Path | None,
     data: tuple[Path, ...],
@@ -156,7 +175,7 @@ def _settings(
     if config is not None:
         values, where = read_toml(config), str(config)
     elif resume and stored.is_file():
-        values, where = json.loads(stored.read_text("utf-8")), str(stored)
+        values, where = _stored(stored), str(stored)
     for name in _FIELDS:
         if options[name] is not None:
             value = options[name]
@@ -170,6 +189,19 @@ def _settings(
     if mode is not None:
         values["network"] = {**values.get("network", {}), "mode": mode}
     return TrainSettings.from_plain(values, where)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The settings that a run has written down."""
+    from neurodeploy._errors import ConfigError
+
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings: it is not of a run")
+    return values
 
 
 def _three(text: str) -> list[float]:

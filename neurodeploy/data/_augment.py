@@ -7,10 +7,16 @@ a change does to the volume's frozen constants can be said in closed form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
+
+from neurodeploy._errors import ConfigError
+
+#: Drawn by their logarithm.
+_FACTORS = ("scale_range", "anisotropy", "gain_range", "gamma_range", "noise_jitter")
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,12 @@ class Augmentation:
 
     Ranges are ends of a uniform draw (of its logarithm for factors); probabilities
     are per sample.
+
+    Raises
+    ------
+    ConfigError
+        Where a probability is not from 0 to 1, a factor not above 0, or a range's ends
+        are exchanged.
     """
 
     axes_probability: float = 0.5
@@ -48,6 +60,21 @@ class Augmentation:
     noise_jitter: float = 1.7
     #: Units of noise by which the volume's background may be wrong.
     background_jitter: float = 0.8
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = value if isinstance(value, tuple) else (value, value)
+            fits, wanted = True, "0 or more"
+            if field.name.endswith("_probability"):
+                fits, wanted = high <= 1, "from 0 to 1"
+            elif field.name in _FACTORS:
+                fits, wanted = low > 0, "more than 0"
+            if not (fits and 0 <= low <= high < math.inf):
+                order = ", the lower end first" if isinstance(value, tuple) else ""
+                raise ConfigError(
+                    f"augmentation.{field.name} is {value}: use {wanted}{order}"
+                )
 
 
 def degrade(

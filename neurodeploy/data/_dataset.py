@@ -144,6 +144,11 @@ class Samples:
         if unknown:
             raise DataError(f"shares name groups {unknown}, but there are {groups}")
         weights = np.array([given.get(g, 1.0) for g in groups], float)
+        if not weights.sum() > 0:
+            raise DataError(
+                f"the shares of all groups ({', '.join(groups)}) are 0: give one of "
+                "them more"
+            )
         self._cumulated = np.cumsum(weights) / weights.sum()
         self._groups = [[v for v in volumes if v.group == g] for g in groups]
 

@@ -108,6 +108,11 @@ def labels_of(
             f"{name} has {_extent(values.shape)} voxels and its image "
             f"{_extent(shape)}: {hint}"
         )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            f"{name} holds NaN or infinity, which is no label: replace it, by 0 where "
+            "nothing is marked"
+        )
     present = _values(values)
     if present == [0]:
         raise DataError(f"{name} is empty: no voxel of it is marked")

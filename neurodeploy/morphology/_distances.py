@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from neurodeploy.morphology._morphology import Morphology
+from neurodeploy.morphology._morphology import Morphology, require_countable
 from neurodeploy_runtime import InputError
 
 Floats = NDArray[np.float64]
@@ -58,7 +58,7 @@ def tracing_distances(one: Morphology, two: Morphology) -> TracingDistances:
     Raises
     ------
     InputError
-        Where one of them has no segment.
+        Where one of them has no segment, or is too long to be sampled.
 
     >>> line = Morphology.from_path([(0, 0, 0), (0, 0, 9)])
     >>> tracing_distances(line, line.moved((0, 3, 0))).esa
@@ -85,6 +85,7 @@ def sample_as_vaa3d(tracing: Morphology) -> Floats:
     """The points at which Vaa3D measures a tracing, (k, 3)."""
     a, b = _segments(tracing)
     length = np.linalg.norm(a - b, axis=1)
+    require_countable(length)
     count = (1 + length + 0.5).astype(np.int64)
     rows = np.repeat(np.arange(len(a)), count)
     step = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
@@ -129,6 +130,7 @@ def _to_segment(point: Floats, a: Floats, b: Floats) -> Floats:
 
 def _pieces(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     length = np.linalg.norm(a - b, axis=1)
+    require_countable(length)
     count = np.maximum(np.ceil(length / _PIECE), 1).astype(np.int64)
     rows = np.repeat(np.arange(len(a)), count)
     step = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)

@@ -7,9 +7,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime import SettingsError
+from neurodeploy_runtime import InputError, SettingsError
 
 Floats = NDArray[np.float64]
+
+#: Points that a tracing is sampled at, at most: 2.4 GB of coordinates.
+_MOST = 100_000_000
+
+
+def require_countable(counts: Floats) -> None:
+    """Refuse a tracing of which more points would be taken than can be held.
+
+    `counts` are those of its segments.
+
+    Raises
+    ------
+    InputError
+        Names the sum.
+    """
+    total = float(counts.sum())
+    if not total <= _MOST:
+        raise InputError(
+            f"the tracing is too long: {total:.3g} points of it would be looked at, "
+            f"{_MOST:.0e} are possible; check the unit of its coordinates, which are "
+            "taken for voxels"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,10 +119,16 @@ class Morphology:
         Returns positions (k, 3), the row of the node whose segment each lies on, and
         how far it is from that node (0) to its parent (1). A root's own position is
         among them.
+
+        Raises
+        ------
+        InputError
+            Where they are too many to be held.
         """
         child = np.flatnonzero(self.parent >= 0)
         a, b = self.position[child], self.position[self.parent[child]]
         pieces = np.maximum(np.ceil(np.linalg.norm(a - b, axis=1) / step), 1)
+        require_countable(pieces)
         rows = np.repeat(np.arange(len(child)), pieces.astype(np.int64))
         first = np.repeat(np.cumsum(pieces) - pieces, pieces.astype(np.int64))
         share = (np.arange(len(rows)) - first) / pieces[rows]

@@ -20,6 +20,12 @@ _SEPARATION = re.compile(
     re.IGNORECASE,
 )
 
+#: Where commas are decimal points, seven words hold them.
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+#: Above it, neighbouring whole numbers are one float.
+_LARGEST_ID = 2**53
+
 
 def read_swc(path: str | Path) -> Morphology:
     """Read what can be read of an SWC or ESWC file; what was odd is in `notes`.
@@ -33,11 +39,12 @@ def read_swc(path: str | Path) -> Morphology:
     ------
     InputError
         Where the file is missing, is no text, holds no node, or a line has fewer
-        than seven columns or a value that is not a finite number.
+        than seven columns, decimal commas or a value that is not a finite number.
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8", errors="surrogateescape")
+        # Editors of Windows begin a text with a mark of its encoding.
+        text = path.read_text("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if "\0" in text:
@@ -49,11 +56,8 @@ def read_swc(path: str | Path) -> Morphology:
     size: tuple[float, float, float] | None = None
     for number, line in enumerate(text.splitlines(), 1):
         body, _, comment = line.partition("#")
-        found = _SEPARATION.search(comment)
-        if found:
-            x, y, z = (float(value) for value in found.groups())
-            size = (z, y, x)
-        words = body.replace(",", " ").split()
+        size = _voxel_size(comment) or size
+        words = _words(body, path, number)
         if words:
             rows.append(_node(words, path, number))
     if not rows:
@@ -61,6 +65,29 @@ def read_swc(path: str | Path) -> Morphology:
             f"{path} holds no node: an SWC has lines of {_COLUMNS}, not only comments"
         )
     return _build(rows, size)
+
+
+def _voxel_size(comment: str) -> tuple[float, float, float] | None:
+    """What SNT writes of the traced image, z, y, x; None where it is not there."""
+    found = _SEPARATION.search(comment)
+    if not found:
+        return None
+    try:
+        x, y, z = (float(value) for value in found.groups())
+    except ValueError:
+        return None
+    return (z, y, x) if all(0 < s < math.inf for s in (z, y, x)) else None
+
+
+def _words(body: str, path: Path, number: int) -> list[str]:
+    """The columns of a line, between blanks or commas."""
+    words = body.split()
+    if len(words) >= 7 and any(_DECIMAL_COMMA.fullmatch(word) for word in words):
+        raise InputError(
+            f"line {number} of {path} has commas in its numbers ({body.strip()!r}): "
+            "write them with points"
+        )
+    return body.replace(",", " ").split()
 
 
 def _node(words: list[str], path: Path, number: int) -> tuple[float, ...]:
@@ -74,7 +101,9 @@ def _node(words: list[str], path: Path, number: int) -> tuple[float, ...]:
     except ValueError:
         values = (math.nan,) * 7
     whole = (values[0], values[1], values[-1])
-    if not all(map(math.isfinite, values)) or any(v != int(v) for v in whole):
+    if not all(map(math.isfinite, values)) or any(
+        v != int(v) or abs(v) > _LARGEST_ID for v in whole
+    ):
         raise InputError(
             f"line {number} of {path} cannot be read: {' '.join(words[:7])!r} is not "
             f"seven finite numbers with whole id, type and parent ({_COLUMNS})"
@@ -122,7 +151,7 @@ def _build(
         radius=np.maximum(table[:, 5], 0.0),
         parent=parent,
         kind=table[:, 1].astype(np.int64),
-        voxel_size_um=size if size and all(s > 0 for s in size) else None,
+        voxel_size_um=size,
         notes=tuple(notes),
     )
 

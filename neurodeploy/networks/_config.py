@@ -8,6 +8,7 @@ from math import lcm
 from typing import Any, Literal, get_args
 
 from neurodeploy._errors import ConfigError
+from neurodeploy._from_plain import from_plain
 from neurodeploy_runtime._geometry import Shape
 from neurodeploy_runtime._spec import Mode
 
@@ -115,6 +116,11 @@ class NetworkConfig:
             raise ConfigError(
                 f"taps {self.taps} are not block numbers from 1 to depth {self.depth}"
             )
+        if len(set(self.taps)) < len(self.taps):
+            raise ConfigError(
+                f"taps {self.taps} name a block twice: name each once, at most "
+                f"{self.depth} of them"
+            )
 
     @property
     def grid(self) -> Shape:
@@ -137,13 +143,10 @@ class NetworkConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Read from plain values; an unknown field is a ConfigError that names it."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"a network has no fields {unknown}")
-        return cls(**values)
+    def from_json(cls, values: Any) -> NetworkConfig:
+        """Read from plain values; a field that is unknown or odd is a ConfigError."""
+        config: NetworkConfig = from_plain(cls, values, "a network")
+        return config
 
 
 def _triple(name: str, value: Any) -> Shape:

@@ -8,10 +8,11 @@ from neurodeploy.training._checkpoint import (
     save_checkpoint,
 )
 from neurodeploy.training._log import Row, draw_curves, read_log
-from neurodeploy.training._loop import TrainResult, split, train
+from neurodeploy.training._loop import TrainResult, train
 from neurodeploy.training._losses import LossSettings, segmentation_loss
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings, read_toml
+from neurodeploy.training._split import split
 from neurodeploy.training._validate import Score, pooled_score, validate
 
 __all__ = [

@@ -6,8 +6,9 @@ A checkpoint is a folder::
     weights-00005000.safetensors  the averaged weights, which are used
     state-00005000.safetensors    the raw weights and the optimiser's moments, to resume
 
-Files are written under a name of their own and `checkpoint.json` is replaced last, so
-that a folder always holds one whole checkpoint, whenever the writer is killed.
+Files are written under a name of their own (a second content of one step gets an ending
+more) and `checkpoint.json` is replaced last, so that a folder always holds one whole
+checkpoint, whenever the writer is killed.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from neurodeploy._errors import CheckpointError, ConfigError
-from neurodeploy.data._volumes import Listed, read_listed
+from neurodeploy._errors import CheckpointError
+from neurodeploy.data._volumes import Listed
 from neurodeploy.networks import Network, NetworkConfig, cost
+from neurodeploy.training._checkpoint_json import SCHEMA, read_fields
+from neurodeploy_runtime._errors import WriteError, said_by
 from neurodeploy_runtime._spec import ModelSpec
 
 if TYPE_CHECKING:
     from neurodeploy_runtime._normalise import Kind
 
-SCHEMA = 1
 _FILE = "checkpoint.json"
 #: Names that checkpoints give their tensors.
-_WRITTEN = re.compile(r"(weights|state)-\d{8,}\.safetensors")
+_WRITTEN = re.compile(r"(weights|state)-\d{8,}(-[0-9a-f]{8})?\.safetensors")
+#: What a writer that was killed leaves of them.
+_TORN = re.compile(rf"\.({_WRITTEN.pattern}|checkpoint\.json)\.\d+")
 
 
 @dataclass(frozen=True)
@@ -125,21 +129,49 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint into a folder, replacing the one there as one step.
 
-    `state` is what a resumed run needs beside the weights; None leaves it out.
+    `state` is what a resumed run needs beside the weights; None leaves it out. What
+    a writer that was killed has left there goes.
+
+    Raises
+    ------
+    WriteError
+        Where the disk is full or refuses; the checkpoint that was there stays.
     """
+    try:
+        _save(folder, checkpoint, weights, state)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(
+            f"cannot write a checkpoint to {folder}: {said_by(error)}; free space "
+            "there and resume the run, or choose another folder"
+        ) from error
+
+
+def _save(
+    folder: Path,
+    checkpoint: Checkpoint,
+    weights: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor] | None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob(".*"):
+        if _TORN.fullmatch(torn.name):
+            torn.unlink()
     files = {}
     for kind, tensors in (("weights", weights), ("state", state)):
         if tensors is None:
             continue
-        name = f"{kind}-{checkpoint.step:08d}.safetensors"
-        path = folder / name
+        stem = f"{kind}-{checkpoint.step:08d}"
+        name = f"{stem}.safetensors"
         whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         partial = folder / f".{name}.{os.getpid()}"
         save_file(whole, partial)
         _durable(partial)
-        partial.replace(path)
-        files[kind] = {"file": name, "sha256": _sha256(path)}
+        digest = _sha256(partial)
+        if (folder / name).exists() and _sha256(folder / name) != digest:
+            # The checkpoint that is still there may name it.
+            name = f"{stem}-{digest[:8]}.safetensors"
+        partial.replace(folder / name)
+        files[kind] = {"file": name, "sha256": digest}
     values = {
         "schema": SCHEMA,
         **{
@@ -194,44 +226,8 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, dict[str, str]]]:
             f"{path} is no checkpoint: a folder with {_FILE} in it was expected, such "
             "as the `best` or `last` folder of a run"
         )
-    try:
-        values = json.loads((path / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / _FILE} cannot be read: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
-        raise CheckpointError(f"{path / _FILE} has no schema number: it is not ours")
-    schema = values.pop("schema")
-    if schema > SCHEMA:
-        raise CheckpointError(
-            f"{path / _FILE} is of schema {schema}, this version reads up to {SCHEMA}: "
-            "upgrade neurodeploy"
-        )
-    files = values.pop("files", {})
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{path / _FILE} names no files")
     known = {f.name for f in dataclasses.fields(Checkpoint)}
-    if set(values) - known or not {"network", "step"} <= set(values):
-        raise CheckpointError(
-            f"{path / _FILE} has the fields {sorted(values)}, not those of a checkpoint"
-        )
-    try:
-        values["network"] = NetworkConfig.from_json(values["network"])
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / _FILE} has a network that cannot be built: {error}"
-        ) from error
-    for name in ("overlap", "voxel_size_um"):
-        three = values.get(name)
-        if three is None:
-            continue
-        if not isinstance(three, list) or not all(
-            isinstance(n, int | float) for n in three
-        ):
-            raise CheckpointError(
-                f"{path / _FILE} has {three!r} as {name}: it is not three numbers"
-            )
-        values[name] = tuple(three)
-    values["volumes"] = read_listed(values.get("volumes", {}), str(path / _FILE))
+    values, files = read_fields(path / _FILE, known)
     return Checkpoint(**values), files
 
 
@@ -289,8 +285,14 @@ def load_checkpoint(path: Path) -> tuple[Network, Checkpoint]:
             f"{path} is of another configuration: it has {len(weights)} tensors, and "
             f"its network {checkpoint.network.depth} blocks"
         )
-    with torch.device("meta"):
-        require_fit(Network(checkpoint.network).state_dict(), weights, str(path))
+    try:
+        with torch.device("meta"):
+            claimed = Network(checkpoint.network).state_dict()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path} has a network that cannot be built: {said_by(error)}"
+        ) from error
+    require_fit(claimed, weights, str(path))
     network = Network(checkpoint.network)
     put_weights(network, weights, str(path))
     return network.eval(), checkpoint

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from neurodeploy_runtime._atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class Log:
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self.path = path
         self.rows = [row for row in read_log(path) if row.step <= resume_at]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(f.name for f in fields(Row))
-            writer.writerows(asdict(row).values() for row in self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(f.name for f in fields(Row))
+        writer.writerows(asdict(row).values() for row in self.rows)
+        # Killed here, a run keeps the rows that it had.
+        write_atomically(path, text.getvalue())
 
     def add(self, row: Row) -> None:
         """Append a row, durable to a crash of this process."""

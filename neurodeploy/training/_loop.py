@@ -37,6 +37,7 @@ from neurodeploy.training._optimiser import (
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
 from neurodeploy.transfer import config_for, config_like, load_donor, transfer
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._errors import OutputError
 
 OnRow = Callable[[Row], None]
@@ -144,7 +145,7 @@ def train(
     if first_rank:
         out.mkdir(parents=True, exist_ok=True)
         plain = json.dumps(settings.to_json(), indent=1)
-        (out / "config.json").write_text(plain + "\n", "utf-8")
+        write_atomically(out / "config.json", plain + "\n")
         log = Log(out / "log.csv", step)
     trained: Any = network
     stepper: Any = optimiser
@@ -242,7 +243,7 @@ def train(
         if ended or step % settings.save_every == 0:
             write(last, score, state=True)
             draw_curves(log.rows, out / "curves.png")
-    chosen = best if is_checkpoint(best) else last
+    chosen = last if best_score is None else best
     return TrainResult(out, step, loss_value, best_score, chosen, first_rank)
 
 
@@ -269,7 +270,7 @@ def require_settings(
     free = {"workers", "device", "data", "log_every", "save_every", "name"}
     now, plain = _portable(settings), _portable(TrainSettings())
     # A field that is younger than the checkpoint had its default then.
-    then = plain | checkpoint.training
+    then = _over(plain, checkpoint.training)
     changed = sorted(
         name for name in now if name not in free and then[name] != now[name]
     )
@@ -278,6 +279,15 @@ def require_settings(
             f"{folder} was trained with another {', '.join(changed)}: resume with the "
             f"settings in {folder.parent / 'config.json'}, or start another run"
         )
+
+
+def _over(plain: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults with given values over them, table by table."""
+    both = plain | given
+    for name, value in plain.items():
+        if isinstance(value, dict) and isinstance(both[name], dict):
+            both[name] = _over(value, both[name])
+    return both
 
 
 def _has_donor(settings: TrainSettings) -> bool:
@@ -482,18 +492,4 @@ def _broken(
         f"{norm} on the batch of samples {first} to {first + settings.batch - 1} "
         f"(seed {settings.seed}); {kept}; lower learning_rate or clip, or look at "
         "those samples"
-    )
-
-
-def split(
-    volumes: Sequence[AnnotatedVolume], share: float, seed: int
-) -> tuple[list[AnnotatedVolume], list[AnnotatedVolume]]:
-    """Training and validation volumes, by a seed; never an empty training part."""
-    order = np.random.default_rng(seed).permutation(len(volumes))
-    held = 0 if share == 0 or len(volumes) < 2 else max(1, round(share * len(volumes)))
-    held = min(held, len(volumes) - 1)
-    chosen = set(order[:held].tolist())
-    return (
-        [v for i, v in enumerate(volumes) if i not in chosen],
-        [v for i, v in enumerate(volumes) if i in chosen],
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from neurodeploy._errors import ConfigError
 from neurodeploy.data import IGNORE, SKELETON
 
 
@@ -18,11 +20,27 @@ class LossSettings:
     `skeleton_recall` is the connectivity term of Kirchhoff et al., "Skeleton Recall
     Loss" (arXiv 2404.03010): the soft recall of a tube around the true centre lines,
     computed once per volume on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        Where a weight is below 0, or all of them are 0.
     """
 
     cross_entropy: float = 1.0
     dice: float = 1.0
     skeleton_recall: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = asdict(self)
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"loss.{name} is {weight}: use 0 or more")
+        if not any(weights.values()):
+            raise ConfigError(
+                "every term of the loss has the weight 0: nothing would be learned; "
+                "use more than 0 for one of them"
+            )
 
 
 #: Of weights that sum to 1: as much as one voxel in a thousand.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from neurodeploy.networks import NetworkConfig
+from neurodeploy_runtime import EngineError
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis
 
@@ -29,6 +30,13 @@ def predict(
     Tiles, mirroring and weights are those of the runtime's plan; the whole volume and
     its probabilities are in memory. `normalisation` is measured on the image where it
     is not given. `precision` is a dtype to autocast to.
+
+    Raises
+    ------
+    EngineError
+        Where an answer is NaN: it would pass for background.
+    InputError
+        Where the image is constant, or holds NaN or infinity.
     """
     if normalisation is None:
         histogram = Histogram(image.dtype)
@@ -58,6 +66,15 @@ def predict(
         ):
             given = network(torch.from_numpy(stack)[:, None].to(device))
             answers = torch.sigmoid(given.float()).cpu().numpy()[:, 0]
+        finite = np.isfinite(answers).all(axis=(1, 2, 3))
+        if not finite.all():
+            tile = some[int(finite.argmin())]
+            start = [k * axis.stride for k, axis in zip(tile, axes, strict=True)]
+            raise EngineError(
+                f"the network answers NaN in the tile at voxel {start} (z, y, x): its "
+                "weights diverged, or its precision is too low; use an earlier "
+                "checkpoint, or fp32"
+            )
         for tile, answer in zip(some, answers, strict=True):
             _add(out, answer, axes, tile, counts)
     network.train(training)

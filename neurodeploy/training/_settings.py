@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 from neurodeploy._errors import ConfigError
+from neurodeploy._from_plain import from_plain
 from neurodeploy.data import Augmentation, Labels
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.training._losses import LossSettings
@@ -26,9 +25,9 @@ class TrainSettings:
     Parameters
     ----------
     data
-        Folders or files with images and their annotation.
+        Folders of images and their annotations.
     out
-        Folder of the run; it must not exist, or be resumed.
+        Folder of the run; it must be absent or empty, or be resumed.
     init
         ``scratch``, ``timm:NAME``, a file of weights (safetensors, or a state dict
         that loads with `weights_only`), or a checkpoint folder of this network.
@@ -52,7 +51,8 @@ class TrainSettings:
         values, those of a folder together (`auto`).
     validation_share
         Share of the volumes, at least one where there are two, held out to choose the
-        best checkpoint and its threshold; 0 turns validation off.
+        best checkpoint and its threshold; 0 turns validation off. The seed and the
+        voxels of the images decide which.
     devices
         Devices to train on, which share out each batch; more than one needs
         Lightning Fabric.
@@ -108,11 +108,16 @@ class TrainSettings:
         for name in ("learning_rate", "clip", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use more than 0")
-        if min(self.voxel_size_um or (1,)) <= 0:
+        if not all(0 < size < math.inf for size in self.voxel_size_um or ()):
             raise ConfigError(
                 f"voxel_size_um is {list(self.voxel_size_um or ())}: use z, y, x in "
                 "micrometres, each more than 0"
             )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay is {self.weight_decay}: use 0 or more")
+        for group, share in self.shares.items():
+            if not 0 <= share < math.inf:
+                raise ConfigError(f"shares.{group} is {share}: use 0 or more")
         from_timm = self.init.startswith("timm:")
         if self.donor_architecture and (from_timm or self.init == "scratch"):
             raise ConfigError(
@@ -160,7 +165,7 @@ class TrainSettings:
         >>> TrainSettings.from_plain({"steps": 10}).steps
         10
         """
-        settings: TrainSettings = _build(cls, values, where, "")
+        settings: TrainSettings = from_plain(cls, values, where)
         return settings
 
 
@@ -172,64 +177,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _build(cls: Any, values: dict[str, Any], where: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
-    given: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f": did you mean {prefix}{near[0]}?"
-                if near
-                else (f": it may be one of {', '.join(known)}")
-            )
-            raise ConfigError(f"{where} has an unknown field {prefix}{name}{hint}")
-        given[name] = _value(hints[name], value, where, prefix + name)
-    return cls(**given)
-
-
-def _value(hint: Any, value: Any, where: str, name: str) -> Any:
-    """`value` as the type that a field asks for, or a ConfigError that names it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: {name} is a table, not {value!r}")
-        return _build(hint, value, where, name + ".")
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(
-                f"{where}: {name} is {value!r}; it may be "
-                f"{', '.join(map(str, arguments))}"
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: {name} is {value!r}, not a list")
-        if arguments[-1] is Ellipsis:
-            return tuple(_value(arguments[0], v, where, name) for v in value)
-        if len(value) != len(arguments):
-            raise ConfigError(
-                f"{where}: {name} is {value!r}, not a list of {len(arguments)}"
-            )
-        return tuple(
-            _value(h, v, where, name) for h, v in zip(arguments, value, strict=True)
-        )
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: {name} is a table, not {value!r}")
-        return {
-            str(k): _value(arguments[1], v, where, f"{name}.{k}")
-            for k, v in value.items()
-        }
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _value(arguments[0], value, where, name)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: {name} is {value!r}, not of type {hint.__name__}")
-    return value

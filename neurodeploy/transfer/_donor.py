@@ -222,6 +222,15 @@ def donor_from_tensors(tensors: dict[str, Tensor], name: str) -> Donor:
                 f"names and a position table (it begins with {sorted(tensors)[:3]})"
             )
     kernel, table = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
+    for what, tensor, axes in (
+        ("patch kernel", kernel, 4),
+        ("position table", table, 3),
+    ):
+        if tensor.ndim != axes:
+            raise DonorError(
+                f"{name} has a {what} of shape {tuple(tensor.shape)}, where a 2D "
+                f"Vision Transformer's has {axes} axes: it is of another kind"
+            )
     width = int(kernel.shape[0])
     if width not in _WIDTHS_OF_64 or "norm_pre.weight" in tensors:
         raise DonorError(
@@ -274,11 +283,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise DonorError(f"{path} is not whole safetensors: {error}") from error
-    import pickle
-
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise DonorError(
             f"{path} is no state dict that loads without executing code: convert it "
             f"to safetensors ({said_by(error)})"

@@ -8,10 +8,10 @@ What may be relied on is listed here; all else may change. No PyTorch is needed.
         report = segmenter.segment(volume, "brain.seg.tif")
 """
 
+from neurodeploy_runtime._begun import as_begun
 from neurodeploy_runtime._bundle import (
     Bundle,
     BundleWriter,
-    Golden,
     default_bundle_path,
     load_bundle,
 )
@@ -34,6 +34,7 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._golden import Golden
 from neurodeploy_runtime._ingest import IngestReport, ingest
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
@@ -102,6 +103,7 @@ __all__ = [
     "StreamError",
     "TilePlan",
     "WriteError",
+    "as_begun",
     "choose_engine",
     "create_sink",
     "default_bundle_path",

@@ -11,10 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from neurodeploy_runtime._errors import BundleError, OutputError
+from neurodeploy_runtime._golden import Golden, read_golden
 from neurodeploy_runtime._spec import ModelSpec
 
 MODEL_JSON = "model.json"
@@ -23,26 +21,8 @@ ONNX: dict[str, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 
 #: Larger than any honest model.json; checked before it is read.
 MAX_JSON_BYTES = 4_000_000
-#: Golden tiles are some tens of tiles; checked before they are unpacked.
-MAX_GOLDEN_BYTES = 1 << 30
 
 Precision = Literal["fp32", "fp16"]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Tiles and the answers that the exporter froze for them.
-
-    Attributes
-    ----------
-    voxels
-        (N, 1, *tile) float32, normalised.
-    probability
-        (N, 1, *window) float32.
-    """
-
-    voxels: NDArray[np.float32]
-    probability: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -81,29 +61,7 @@ class Bundle:
         path = self.path / GOLDEN
         if GOLDEN not in self.files:
             raise BundleError(f"{self.path} has no {GOLDEN}: export it again")
-        with np.load(path, allow_pickle=False) as archive:
-            declared = sum(info.file_size for info in archive.zip.infolist())
-            if declared > MAX_GOLDEN_BYTES:
-                raise BundleError(
-                    f"{path} unpacks to {declared} bytes, more than "
-                    f"{MAX_GOLDEN_BYTES}: it is not what an export writes"
-                )
-            missing = {"voxels", "probability"} - set(archive.files)
-            if missing:
-                raise BundleError(f"{path} lacks {sorted(missing)}: export it again")
-            voxels = archive["voxels"].astype(np.float32)
-            probability = archive["probability"].astype(np.float32)
-        n = len(voxels)
-        if voxels.shape != (n, 1, *self.spec.tile) or probability.shape != (
-            n,
-            1,
-            *self.spec.window,
-        ):
-            raise BundleError(
-                f"{path} holds voxels {voxels.shape} and answers {probability.shape}, "
-                f"not those of tile {self.spec.tile}, window {self.spec.window}"
-            )
-        return Golden(voxels, probability)
+        return read_golden(path, self.spec.tile, self.spec.window)
 
 
 def default_bundle_path() -> Path:

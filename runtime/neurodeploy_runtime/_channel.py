@@ -7,6 +7,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from neurodeploy_runtime._errors import CancelledError
+from neurodeploy_runtime._waiting import wait_for
 
 T = TypeVar("T")
 
@@ -28,8 +29,9 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         """Wait for room, then add."""
         with self._lock:
-            self._lock.wait_for(
-                lambda: self._error is not None or len(self._items) < self._size
+            wait_for(
+                self._lock,
+                lambda: self._error is not None or len(self._items) < self._size,
             )
             if self._error is not None:
                 raise self._error
@@ -39,8 +41,9 @@ class Channel(Generic[T]):
     def get(self) -> T | None:
         """Wait for an item; None when the channel has ended and is empty."""
         with self._lock:
-            self._lock.wait_for(
-                lambda: self._error is not None or bool(self._items) or self._ended
+            wait_for(
+                self._lock,
+                lambda: self._error is not None or bool(self._items) or self._ended,
             )
             if self._error is not None:
                 raise self._error

@@ -7,6 +7,7 @@ Beside an unfinished output lies a folder, ``OUTPUT.neurodeploy`` (of an ingest,
     data.tif | …         the output so far
     done-I.log           one line per durable unit, by worker I
     failed-I.log         one line per unit that the disk refused, and why
+    notes-I.log          what happened on the way and belongs into the report
     worker-I.lock        who works as I: host, process, its start, heartbeat
     begin.lock           who begins or joins: one at a time
     finish.lock          who gives the output its name
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._process import still_runs, this_process
@@ -172,10 +174,12 @@ class Journal:
         try:
             if self._log is None:
                 path = self.folder / f"done-{self._worker}.log"
-                self._log = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-                size = os.fstat(self._log).st_size
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+                self._log = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+                size = os.lseek(self._log, 0, os.SEEK_END)
+                os.lseek(self._log, max(0, size - 1), os.SEEK_SET)  # no pread: Windows
                 # A line torn by a kill is closed, so that it spoils no other.
-                if size and os.pread(self._log, 1, size - 1) != b"\n":
+                if os.read(self._log, 1) not in (b"", b"\n"):
                     os.write(self._log, b"\n")
             os.write(self._log, line.encode())
             os.fsync(self._log)
@@ -187,11 +191,26 @@ class Journal:
 
     def record_failure(self, unit: Box, reason: str) -> None:
         """Note that a unit could not be written; for people to read."""
-        path = self.folder / f"failed-{self._worker}.log"
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {unit} {reason}\n"
+        when = time.strftime("%Y-%m-%dT%H:%M:%S")
+        self._append("failed", f"{when} {unit} {reason}")
+
+    def note(self, text: str) -> None:
+        """Keep a sentence for the report, whoever will write it."""
+        self._append("notes", " ".join(text.split()))
+
+    def notes(self) -> list[str]:
+        """What all workers of this run, and of the ones it continues, have noted."""
+        return [
+            line
+            for path in sorted(self.folder.glob("notes-*.log"))
+            for line in path.read_text("utf-8", "replace").splitlines()
+        ]
+
+    def _append(self, log: str, line: str) -> None:
+        path = self.folder / f"{log}-{self._worker}.log"
         try:
             with path.open("a", encoding="utf-8") as out:
-                out.write(line)
+                out.write(line + "\n")
         except OSError as error:
             raise WriteError(f"cannot write {path}: {error}") from error
 
@@ -470,20 +489,6 @@ def _holder(path: Path) -> str | None:
     if runs is False or age > LEASE_S:
         return None
     return f"process {pid} on {host} (seen {age:.0f} s ago)"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file so that it is seen whole or not at all."""
-    data = content if isinstance(content, bytes) else content.encode()
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _differences(theirs: Any, mine: Any, name: str = "") -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import CancelledError, StreamError
+from neurodeploy_runtime._waiting import wait_for
 
 
 class PlaneRing:
@@ -83,7 +84,7 @@ class PlaneRing:
         One or two arrays (n, y, x), in order; empty when `timeout_s` passed.
         """
         with self._lock:
-            self._lock.wait_for(lambda: self._closed or self._room() > 0, timeout_s)
+            wait_for(self._lock, lambda: self._closed or self._room() > 0, timeout_s)
             self._check()
             place = self._place(self._arrived)
             return self._views(place, place + min(most, self._room()))

@@ -221,6 +221,7 @@ class RegionRun:
             seam=self._settings.seam_map,
             skip=self.skip,
             tissue=self._tissue,
+            said=self._journal.note,
         )
 
         def stop(error: BaseException) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._errors import (
@@ -24,7 +25,7 @@ from neurodeploy_runtime._errors import (
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._identity import refuse_changed, run_identity
-from neurodeploy_runtime._journal import Journal, write_atomically
+from neurodeploy_runtime._journal import Journal
 from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._outputs import OutputSet, check_disk, default_grain
@@ -329,6 +330,7 @@ class SegmentRun:
         refuse_changed(self._source, self._journal, identity)
         regions = self._regions
         regions.gather_pictures()
+        self._warnings += self._journal.notes()
         if regions.lost_pictures:
             self._warnings.append(
                 f"the picture lacks a part: {', '.join(sorted(regions.lost_pictures))} "

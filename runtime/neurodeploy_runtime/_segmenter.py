@@ -152,7 +152,8 @@ class Segmenter:
         """
         made = Slabs(self.bundle, self.engines, self.settings, source, planes)
         # A report of a later run says it, too: the engine stays as it is now.
-        self.choice["passed_over"] += made.notes
+        said = self.choice["passed_over"]
+        said += [note for note in made.notes if note not in said]
         return iter(made)
 
     def close(self) -> None:

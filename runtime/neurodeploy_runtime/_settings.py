@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from neurodeploy_runtime._errors import SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
@@ -64,6 +64,11 @@ class SegmentSettings:
     worker: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
+        if self.output_kind not in get_args(OutputKind):
+            raise SettingsError(
+                f"output_kind {self.output_kind!r} is unknown: use "
+                f"{', '.join(get_args(OutputKind))}"
+            )
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise SettingsError(
                 f"threshold {self.threshold} is not between 0 and 1: it is compared "

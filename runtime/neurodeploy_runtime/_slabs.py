@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._at_exit import at_exit
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._channel import Channel
@@ -123,6 +124,16 @@ class Slabs:
                 finished.fail(error)
 
         worker = threading.Thread(target=work, name="segment", daemon=True)
+
+        def stop() -> None:
+            error = CancelledError("the reader of the stream has gone")
+            finished.fail(error)
+            stream.stop(error)
+            if worker.ident is not None:  # Ctrl-C may fall before it is started
+                worker.join()
+            reader.join()
+
+        forget_exit = at_exit(stop)
         try:
             reader.start()
             worker.start()
@@ -133,12 +144,8 @@ class Slabs:
                     part,
                 )
         finally:
-            stop = CancelledError("the reader of the stream has gone")
-            finished.fail(stop)
-            stream.stop(stop)
-            if worker.ident is not None:  # Ctrl-C may fall before it is started
-                worker.join()
-            reader.join()
+            stop()
+            forget_exit()
 
 
 def _one_kind(settings: SegmentSettings) -> PlaneKind:

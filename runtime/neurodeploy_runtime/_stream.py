@@ -12,6 +12,7 @@ before it. The first error of any stage stops all of them and is raised to the c
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._skip import BackgroundSkip
 from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.arrays import Arrays, HostArrays, Normaliser, PlaneKind
-from neurodeploy_runtime.engines import Engine
+from neurodeploy_runtime.engines import Engine, Portions
+
+_log = logging.getLogger(__name__)
 
 Emit = Callable[[int, BlendRing], None]
 Lost = Callable[[int], None]
@@ -165,6 +168,9 @@ class RegionStream:
         missing for, because planes that the tile reads never came.
     buffers
         What an earlier stream of the same plan worked in, to be used again.
+    said
+        Called with a sentence, from any thread, when a batch no longer fits into the
+        memory of a GPU and is run in portions; None logs it as a warning.
     """
 
     def __init__(
@@ -185,6 +191,7 @@ class RegionStream:
         tissue: TissueMask | None = None,
         lost: Lost | None = None,
         buffers: StreamBuffers | None = None,
+        said: Callable[[str], None] | None = None,
     ) -> None:
         self._plan = plan
         self._region = region
@@ -196,6 +203,7 @@ class RegionStream:
         self._check_finite = dtype.kind == "f"
         self._emit = emit
         self._lost = lost
+        self._said = said or _log.warning
         self._depth = depth
         self.clock = clock or Clock()
         self._flips = flips
@@ -432,7 +440,7 @@ class RegionStream:
     # -- inferring -------------------------------------------------------------
 
     def _infer(self, engine: Engine) -> None:
-        infer = self._infer_with(engine)
+        infer = Portions(engine, self._infer_with(engine), self._said)
         flipped = self._arrays.zeros(engine.output_shape) if self._flips else None
         while (slot := self._ready.get()) is not None:
             if slot.tiles:

@@ -3,17 +3,20 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from bundles import identity_spec, write_identity_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from neurodeploy.cli import main
 from neurodeploy.cli._benchmark import _show, _show_trials
+from neurodeploy.cli._info import describe_bundle
 from neurodeploy_runtime import (
     Axis,
     Bundle,
@@ -23,9 +26,10 @@ from neurodeploy_runtime import (
     TilePlan,
     choose_engine,
     create_sink,
+    load_bundle,
 )
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime.engines import _openvino
+from neurodeploy_runtime.engines import _openvino, read_local
 from neurodeploy_runtime.measure import (
     STAGES,
     Comparison,
@@ -117,8 +121,7 @@ def test_the_products_that_are_timed_are_those_of_the_matrices() -> None:
     np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
-def test_the_command_prints_what_was_measured_as_json(
-    make_identity_bundle: MakeBundle,
+def test_the_command_prints_what_was_measured_and_keeps_what_is_fastest(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -128,7 +131,9 @@ def test_the_command_prints_what_was_measured_as_json(
     )
     path = tmp_path / "in.tif"
     tifffile.imwrite(path, np.arange(8 * 20 * 20, dtype=np.uint16).reshape(8, 20, 20))
-    bundle = make_identity_bundle(tile=(8, 16, 16))
+    # A bundle of its own: what is fastest is kept in it.
+    spec = replace(identity_spec((8, 16, 16)), max_batch=2)
+    bundle = write_identity_bundle(tmp_path / "identity", spec)
     words = f"benchmark {path} -m {bundle.path} --engine onnxruntime --device cpu"
     plot = tmp_path / "plot.png"
     with pytest.raises(SystemExit) as stop:
@@ -138,8 +143,19 @@ def test_the_command_prints_what_was_measured_as_json(
     assert not stop.value.code, printed.err
     values: dict[str, Any] = json.loads(printed.out)
     assert values["rows"][0]["engine"]["engine"] == "onnxruntime"
-    assert {t["settings"]["batch"] for t in values["tuned"]} == {1}
-    assert values["tuned"][0]["tile_s"] == min(t["tile_s"] for t in values["tuned"])
+    assert {t["settings"]["batch"] for t in values["tuned"]} == {1, 2}
+    fastest = values["tuned"][0]
+    assert fastest["tile_s"] == min(t["tile_s"] for t in values["tuned"])
+    (kept,) = read_local(load_bundle(bundle.path))
+    assert (kept.batch, kept.threads, kept.tile_s) == (
+        fastest["settings"]["batch"],
+        fastest["settings"]["threads"],
+        fastest["tile_s"],
+    )
+    ((name, told),) = describe_bundle(str(bundle.path))["local"].items()
+    assert name == "onnxruntime fp32, 0"
+    assert told.startswith(f"batch {kept.batch}, threads {kept.threads}, ")
+    assert kept.machine in told
     assert values["peaks"]["copy_bytes_per_s"] == 1e9
     assert plot.read_bytes().startswith(b"\x89PNG")
     drawn = plot.read_bytes()
@@ -265,7 +281,7 @@ def test_a_sweep_ends_with_the_words_that_ask_for_the_fastest_and_names_the_tile
     words = "--engine openvino --device cpu --precision bf16 --batch 4 --threads 2"
     assert f"fastest: {words}" in text
     assert "8 × 16 × 24" in text
-    assert "nothing is remembered" in text
+    assert "on this machine that is now what this engine runs with" in text
 
 
 @pytest.mark.parametrize("device", ["gpu7", "cuda:0,cuda:1", "cpu,cpu"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +12,6 @@ import pytest
 import tifffile
 import torch
 
-from neurodeploy.cli import main
 from neurodeploy.networks import Network, NetworkConfig
 from neurodeploy.training import Checkpoint, save_checkpoint
 from neurodeploy_runtime import load_bundle
@@ -18,16 +19,12 @@ from neurodeploy_runtime import load_bundle
 CONFIG = NetworkConfig(tile=(8, 32, 32), width=24, depth=1, heads=2, taps=(1,))
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return int(stop.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     network = Network(CONFIG)
+    with torch.no_grad():
+        network.decoder.head.weight.mul_(10)  # so that some answers are neurites
     folder = tmp_path_factory.mktemp("run") / "best"
     made = Checkpoint(CONFIG, 1, name="tiny", threshold=0.4)
     save_checkpoint(folder, made, network.state_dict())
@@ -51,33 +48,35 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     checkpoint: Path,
     image: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Any],
 ) -> None:
     out = tmp_path / "tiny.bundle"
-    code = run(
+    ended = run(
         *("export", checkpoint, "-o", out, "--tiles", image, "--tile-count", 2),
         *("--precision", "fp16", "--max-batch", 3, "--to", "triton"),
-        *("--keep-fp32", "head", "--max-flips", 0.2, "--min-dice", 0.5),
+        *("--keep-fp32", "head", "--max-flips", 0.01, "--min-dice", 0.99),
     )
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert "PyTorch to FP16" in said.out
-    assert "measuring the range of every node" in said.err
+    assert ended.code == 0, ended.err
+    assert "PyTorch to FP16" in ended.out
+    assert "measuring the range of every node" in ended.err
     bundle = load_bundle(out)
     names = [node.name for node in onnx.load(bundle.onnx("fp32")).graph.node]
     assert not [name for name in names if name.startswith("_")]
     assert bundle.precisions == ("fp32", "fp16")
     assert (bundle.spec.max_batch, bundle.spec.threshold) == (3, 0.4)
+    for step in bundle.spec.parity["steps"].values():
+        assert 0.02 < step["foreground"] < 0.2
     assert (tmp_path / "tiny.bundle.triton" / "tiny_fp16" / "config.pbtxt").is_file()
-    assert run("verify", out, "--device", "cpu") == 0
-    assert "same  onnxruntime fp32 on cpu" in capsys.readouterr().out
+    ended = run("verify", out, "--device", "cpu")
+    assert ended.code == 0
+    assert "same  onnxruntime fp32 on cpu" in ended.out
 
 
 def test_wrong_requests_are_a_sentence_and_exit_code_2(
     checkpoint: Path,
     image: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Any],
 ) -> None:
     small = tmp_path / "small.tif"
     flat = np.arange(4 * 40 * 40, dtype="u2").reshape(4, 40, 40)
@@ -97,6 +96,7 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
         ((checkpoint, "-o", tmp_path / "no" / "b", "--tiles", image), "does not exist"),
         (typo, "'decodr' matches no node: names look like network.encoder"),
     ):
-        assert run("export", *arguments) == 2
-        assert says in capsys.readouterr().err.splitlines()[-1]
+        ended = run("export", *arguments)
+        assert ended.code == 2
+        assert says in ended.err.splitlines()[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.triton", "small.tif"]

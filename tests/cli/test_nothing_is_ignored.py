@@ -55,6 +55,8 @@ def test_an_option_that_needs_another_one_is_refused_without_it(
     [
         (("--workspace", "4GB"), "--engine"),
         (("--gpu", "1"), "--engine"),
+        (("--version-compatible",), "--engine"),
+        (("--hardware-compatibility", "ampere_plus"), "--engine"),
         (("--keep-fp32", "decoder"), "--precision fp16"),
     ],
 )
@@ -168,6 +170,15 @@ def test_a_push_that_nobody_makes_has_no_patience_to_set(
         ),
         ({"inflate": "average"}, "no 2D kernels"),
         ({"voxel_size_um": [1.0, 0.0, 1.0]}, "each more than 0"),
+        ({"voxel_size_um": [1.0, float("nan"), 1.0]}, "each more than 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"shares": {"a": -1.0}}, "shares.a is -1.0"),
+        ({"loss": {"cross_entropy": 0, "dice": 0}}, "nothing would be learned"),
+        ({"loss": {"dice": float("nan")}}, "loss.dice is nan"),
+        ({"augmentation": {"blur_probability": 1.5}}, "use from 0 to 1"),
+        ({"augmentation": {"gain_range": [0.0, 1.0]}}, "use more than 0"),
+        ({"augmentation": {"shot_range": [0.5, 0.1]}}, "the lower end first"),
+        ({"augmentation": {"noise_jitter": float("nan")}}, "use more than 0"),
     ],
 )
 def test_a_training_drops_no_setting(wrong: dict[str, Any], said: str) -> None:

@@ -12,7 +12,6 @@ import sys
 import numpy as np
 import pytest
 
-from neurodeploy.cli import main
 from neurodeploy_runtime import Normalisation, Segmenter, SegmentSettings
 from neurodeploy_runtime.serving import Hello, RigClient
 
@@ -22,22 +21,15 @@ def bundle(make_identity_bundle):
     return make_identity_bundle(tile=(8, 16, 16))
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as end:
-        main([*arguments])
-    out, err = capsys.readouterr()
-    return end.value.code, out, err
-
-
-def test_it_says_what_is_sustained(bundle, capsys):
+def test_it_says_what_is_sustained(run, bundle):
     asked = ["--plane", "40x48", "--rate", "2", "--seconds", "0.3", "--device", "cpu"]
     asked += ["--engine", "onnxruntime"]
-    code, out, _ = run(capsys, "rig-check", str(bundle.path), *asked)
+    code, out, _ = run("rig-check", bundle.path, *asked)
     assert code == 0
     words = ("verdict", "sustained", "ms a tile", "delay", "3 to 8 planes", "push")
     for word in words:
         assert word in out
-    code, out, _ = run(capsys, "rig-check", str(bundle.path), *asked, "--json")
+    code, out, _ = run("rig-check", bundle.path, *asked, "--json")
     report = json.loads(out)
     assert code == 0
     assert report["plane_shape"] == [40, 48]
@@ -45,31 +37,29 @@ def test_it_says_what_is_sustained(bundle, capsys):
     assert report["engine"]["engine"] == "onnxruntime"
 
 
-def test_buffers_that_may_not_be_as_large_are_refused_as_a_stream_would(bundle, capsys):
+def test_buffers_that_may_not_be_as_large_are_refused_as_a_stream_would(run, bundle):
     asked = ("--plane", "400x400", "--rate", "2", "--device", "cpu", "--seconds", "0.1")
-    code, out, err = run(
-        capsys, "rig-check", str(bundle.path), *asked, "--memory", "1MB"
-    )
+    code, out, err = run("rig-check", bundle.path, *asked, "--memory", "1MB")
     assert (code, out) == (2, "")
     assert "and may take 0.00" in err
 
 
 @pytest.mark.parametrize("plane", ["2048", "0x3", "ax4"])
-def test_a_plane_that_is_none_is_named(bundle, capsys, plane):
-    asked = ("rig-check", str(bundle.path), "--plane", plane, "--rate", "2")
-    code, _, err = run(capsys, *asked)
+def test_a_plane_that_is_none_is_named(run, bundle, plane):
+    asked = ("rig-check", bundle.path, "--plane", plane, "--rate", "2")
+    code, _, err = run(*asked)
     assert code == 2
     assert "write 2048x2048" in err
 
 
-def test_other_machines_are_not_let_in_unasked(bundle, capsys):
-    code, _, err = run(capsys, "serve", str(bundle.path), "--host", "0.0.0.0")
+def test_other_machines_are_not_let_in_unasked(run, bundle):
+    code, _, err = run("serve", bundle.path, "--host", "0.0.0.0")
     assert code == 2
     assert "--allow-remote" in err
 
 
 def test_a_server_serves_until_it_is_stopped(bundle):
-    command = [sys.executable, "-m", "neurodeploy", "serve", str(bundle.path)]
+    command = [sys.executable, "-m", "neurodeploy", "serve", bundle.path]
     command += ["--port", "0", "--device", "cpu", "--view-port", "0"]
     with subprocess.Popen(
         command,

@@ -1,36 +1,32 @@
 """`neurodeploy sample`: one sentence where it cannot, a whole file where it can."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
-
 SMALL = ["--shape", "8,40,48", "--quiet"]
 
 
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
-
-
-def test_an_image_and_its_truth(tmp_path: Path) -> None:
+def test_an_image_and_its_truth(run: Callable[..., Any], tmp_path: Path) -> None:
     image, truth = tmp_path / "a.tif", tmp_path / "t.tif"
-    assert run("sample", image, *SMALL, "--seed", 4, "--truth", truth) == 0
+    assert run("sample", image, *SMALL, "--seed", 4, "--truth", truth).code == 0
     assert tifffile.imread(image).shape == (8, 40, 48)
     assert tifffile.imread(image).dtype == np.uint16
     assert set(np.unique(tifffile.imread(truth))) <= {0, 255}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "t.tif"]
 
 
-def test_traced_neurons_are_what_the_truth_holds(tmp_path: Path) -> None:
+def test_traced_neurons_are_what_the_truth_holds(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
     swc, truth = tmp_path / "n.swc", tmp_path / "t.tif"
     swc.write_text("1 2 4 4 4 1 -1\n2 2 40 30 4 1 1\n")
     words = ["--swc", swc, "--truth", truth, "--look", "confocal"]
-    assert run("sample", tmp_path / "a.tif", *SMALL, *words) == 0
+    assert run("sample", tmp_path / "a.tif", *SMALL, *words).code == 0
     mask = tifffile.imread(truth) > 0
     # A line of 45 voxels, some of them perhaps too dim to be seen.
     assert 45 < mask.sum() < 45 * 40
@@ -51,25 +47,27 @@ def test_a_wrong_request_is_one_sentence(
     words: list[str],
     sentence: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Any],
 ) -> None:
-    assert run("sample", tmp_path / "a.tif", *words) == 2
-    assert sentence in capsys.readouterr().err
+    ended = run("sample", tmp_path / "a.tif", *words)
+    assert ended.code == 2
+    assert sentence in ended.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.png", "folder/a.tif"])
-def test_an_output_that_cannot_be(name: str, tmp_path: Path) -> None:
-    assert run("sample", tmp_path / name, *SMALL) == 2
+def test_an_output_that_cannot_be(
+    run: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    assert run("sample", tmp_path / name, *SMALL).code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_existing_file_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
     truth = tmp_path / "t.tif"
     truth.write_text("mine")
-    assert run("sample", tmp_path / "a.tif", *SMALL, "--truth", truth) == 2
-    assert "already there" in capsys.readouterr().err
+    ended = run("sample", tmp_path / "a.tif", *SMALL, "--truth", truth)
+    assert ended.code == 2
+    assert "already there" in ended.err
     assert truth.read_text() == "mine"
     assert not (tmp_path / "a.tif").exists()

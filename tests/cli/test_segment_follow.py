@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
 from neurodeploy.cli._progress import voxel_progress
 from neurodeploy_runtime import EngineSettings
 from neurodeploy_runtime._progress import Progress
 from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in arguments])
-    return end.value.code, capsys.readouterr().err
 
 
 @pytest.fixture
@@ -28,7 +21,7 @@ def bundle(make_identity_bundle):
     return make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
 
 
-def test_a_folder_is_followed_and_equals_what_segment_makes(bundle, tmp_path, capsys):
+def test_a_folder_is_followed_and_equals_what_segment_makes(run, bundle, tmp_path):
     rng = np.random.default_rng(0)
     stack = rng.integers(90, 120, (16, 20, 24)).astype(np.uint16)
     folder = tmp_path / "planes"
@@ -42,21 +35,19 @@ def test_a_folder_is_followed_and_equals_what_segment_makes(bundle, tmp_path, ca
     writer = threading.Thread(target=write)
     writer.start()
     common = ["-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu"]
-    code, err = run(
-        capsys, "segment", folder, *common, "--follow", "--follow-planes", 16
-    )
+    code, _, err = run("segment", folder, *common, "--follow", "--follow-planes", 16)
     writer.join()
     assert code == 0, err
     assert "16 × 20 × 24 voxels" in err
     # Both learn from all 16 planes.
     whole = tmp_path / "whole.tif"
-    assert run(capsys, "segment", folder, *common, "-o", whole)[0] == 0
+    assert run("segment", folder, *common, "-o", whole)[0] == 0
     followed = tifffile.imread(tmp_path / "planes.seg.tif")
     np.testing.assert_array_equal(followed, tifffile.imread(whole))
     assert 0 < np.count_nonzero(followed) < followed.size
     # What was followed can be run again, as what was segmented can.
     made = ["reproduce", tmp_path / "planes.seg.tif", "-m", bundle.path]
-    code, err = run(capsys, *made)
+    code, _, err = run(*made)
     assert code == 0, err
 
 
@@ -69,16 +60,14 @@ def test_a_folder_is_followed_and_equals_what_segment_makes(bundle, tmp_path, ca
         (["--output-kind", "both"], "choose mask or probability"),
     ],
 )
-def test_what_needs_the_whole_volume_is_refused(
-    bundle, tmp_path, capsys, option, named
-):
+def test_what_needs_the_whole_volume_is_refused(run, bundle, tmp_path, option, named):
     asked = ["segment", tmp_path, "-m", bundle.path, "--follow", *option]
-    code, err = run(capsys, *asked)
+    code, _, err = run(*asked)
     assert code == 2
     assert named in err
 
 
-def test_the_constants_of_a_report_make_what_segment_makes(bundle, tmp_path, capsys):
+def test_the_constants_of_a_report_make_what_segment_makes(run, bundle, tmp_path):
     """Learnt from the first planes alone, they would be others."""
     rng = np.random.default_rng(0)
     stack = rng.integers(90, 120, (24, 20, 24)).astype(np.uint16)
@@ -89,10 +78,10 @@ def test_the_constants_of_a_report_make_what_segment_makes(bundle, tmp_path, cap
         tifffile.imwrite(folder / f"z{z:03}.tif", plane)
     common = ["-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu"]
     whole = tmp_path / "whole.tif"
-    assert run(capsys, "segment", folder, *common, "-o", whole)[0] == 0
+    assert run("segment", folder, *common, "-o", whole)[0] == 0
     asked = ["segment", folder, *common, "--follow", "--follow-planes", 24]
     asked += ["--normalisation-from", tmp_path / "whole.json"]
-    code, err = run(capsys, *asked)
+    code, _, err = run(*asked)
     assert code == 0, err
     followed = tifffile.imread(tmp_path / "planes.seg.tif")
     np.testing.assert_array_equal(followed, tifffile.imread(whole))
@@ -100,7 +89,7 @@ def test_the_constants_of_a_report_make_what_segment_makes(bundle, tmp_path, cap
     other = json.loads((tmp_path / "whole.json").read_text())
     name = "normalisation"
     assert report["provenance"][name] == other["provenance"][name]
-    assert run(capsys, *asked[:-2], "--overwrite")[0] == 0
+    assert run(*asked[:-2], "--overwrite")[0] == 0
     alone = json.loads((tmp_path / "planes.seg.json").read_text())
     assert alone["provenance"][name] != other["provenance"][name]
 
@@ -116,14 +105,14 @@ def test_the_constants_of_a_report_make_what_segment_makes(bundle, tmp_path, cap
     ],
 )
 def test_a_report_without_constants_for_the_model_is_refused(
-    bundle, tmp_path, capsys, said, named
+    run, bundle, tmp_path, said, named
 ):
     report = tmp_path / "report.json"
     if said is not None:
         held = f'{{"provenance": {{"normalisation": {said}}}}}'
         report.write_text(held if "kind" in said else said)
     asked = ["segment", tmp_path, "-m", bundle.path, "--follow"]
-    code, err = run(capsys, *asked, "--normalisation-from", report)
+    code, _, err = run(*asked, "--normalisation-from", report)
     assert code == 2
     assert named in " ".join(err.split())
 
@@ -154,3 +143,30 @@ def test_an_absent_plane_is_named_while_it_is_waited_for(bundle, tmp_path, capsy
     with voxel_progress("follow", quiet=False) as show:
         show(Progress(0, 1, 0, 1.0, told[0]))
     assert "follow: waits at plane 0" in capsys.readouterr().err
+
+
+def test_the_folder_that_one_is_in_is_followed_by_its_name(
+    run, bundle, tmp_path, monkeypatch
+):
+    """Its result lies beside it, as that of `segment .` does."""
+    rng = np.random.default_rng(0)
+    stack = rng.integers(90, 120, (9, 20, 24)).astype(np.uint16)
+    folder = tmp_path / "2024.03.01_brain"
+    folder.mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / f"z{z:03}.tif", plane)
+    monkeypatch.chdir(folder)
+    common = ["-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu"]
+    asked = ["segment", "--follow", ".", *common, "--follow-planes", 9]
+    code, _, err = run(*asked)
+    assert code == 0, err
+    assert tifffile.imread(tmp_path / "2024.03.01_brain.seg.tif").shape == (9, 20, 24)
+
+
+def test_a_threshold_of_skipping_that_nothing_skips_by_is_refused(
+    run, bundle, tmp_path
+):
+    asked = ["segment", tmp_path, "-m", bundle.path, "--follow", "--skip-sigma", "3"]
+    code, _, err = run(*asked)
+    assert code == 2
+    assert "--skip-sigma does nothing without --skip-background" in err

@@ -4,21 +4,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.cli import main
 from neurodeploy.data import find_pairs, load_pair
 from neurodeploy.evaluation import BASELINES, baseline_figures
 from neurodeploy_runtime import Bundle
-
-
-def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -41,13 +35,14 @@ def test_a_bundle_is_measured(
     make_identity_bundle: Callable[..., Bundle],
     tmp_path: Path,
     data: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Any],
 ) -> None:
     bundle = make_identity_bundle(tile=(8, 16, 16)).path
     out = tmp_path / "out"
     words = ["--data", data, "-o", out, "--json", "--engine", "onnxruntime"]
-    assert run("evaluate", bundle, *words, "--baselines") == 0
-    values = json.loads(capsys.readouterr().out)
+    ended = run("evaluate", bundle, *words, "--baselines")
+    assert ended.code == 0
+    values = json.loads(ended.out)
     assert values == json.loads((out / "evaluation.json").read_text())
     pooled = values["pooled"]
     assert pooled["voxels"]["dice"] == 1.0
@@ -61,14 +56,15 @@ def test_a_bundle_is_measured(
     assert {image["part"] for image in values["images"]} == {None}
     pictures = sorted(p.name for p in out.glob("*.png"))
     assert pictures == ["data_a.tif.png", "data_b.tif.png"]
-    assert run("evaluate", bundle, *words) == 2
-    assert "not empty" in capsys.readouterr().err
+    ended = run("evaluate", bundle, *words)
+    assert ended.code == 2
+    assert "not empty" in ended.err
 
 
 def test_a_missed_image_is_infinitely_far_in_table_and_json(
     make_identity_bundle: Callable[..., Bundle],
     data: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Any],
 ) -> None:
     dark = np.random.default_rng(1).integers(20, 60, (12, 40, 40)).astype(np.uint8)
     dark[0, 0, 0] = 250  # what is found lies where nothing is
@@ -78,18 +74,23 @@ def test_a_missed_image_is_infinitely_far_in_table_and_json(
     tifffile.imwrite(data / "b_mask.tif", labels, photometric="minisblack")
     bundle = make_identity_bundle(tile=(8, 16, 16)).path
     words = ("--data", data, "--engine", "onnxruntime", "--threshold", 0.9)
-    assert run("evaluate", bundle, *words, "--json") == 0
-    figures = json.loads(capsys.readouterr().out)
+    ended = run("evaluate", bundle, *words, "--json")
+    assert ended.code == 0
+    figures = json.loads(ended.out)
     found = [image["skeleton"] for image in figures["images"]]
     assert [f["hd95_empty"] for f in found] == [0, 1]
     assert found[1]["hd95"] is None
     assert figures["pooled"]["skeleton"]["hd95"] is None
-    assert run("evaluate", bundle, *words, "--quiet") == 0
-    assert capsys.readouterr().out.count(" inf ") == 2
+    ended = run("evaluate", bundle, *words, "--quiet")
+    assert ended.code == 0
+    assert ended.out.count(" inf ") == 2
 
 
 def test_images_of_one_name_in_two_folders_have_a_picture_each(
-    make_identity_bundle: Callable[..., Bundle], tmp_path: Path, data: Path
+    run: Callable[..., Any],
+    make_identity_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    data: Path,
 ) -> None:
     for mouse in ("m1", "m2"):
         (tmp_path / "all" / mouse).mkdir(parents=True)
@@ -97,50 +98,55 @@ def test_images_of_one_name_in_two_folders_have_a_picture_each(
     out = tmp_path / "out"
     bundle = make_identity_bundle(tile=(8, 16, 16)).path
     words = ("--data", tmp_path / "all", "-o", out, "--engine", "onnxruntime")
-    assert run("evaluate", bundle, *words, "--quiet") == 0
+    assert run("evaluate", bundle, *words, "--quiet").code == 0
     assert len(list(out.glob("*.png"))) == 4
 
 
-def test_tracings_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tracings_are_compared(run: Callable[..., Any], tmp_path: Path) -> None:
     for name, y in (("one", 0), ("two", 3)):
         lines = f"1 2 0 {y} 0 1 -1\n2 2 20 {y} 0 1 1\n"
         (tmp_path / f"{name}.swc").write_text(lines)
     paths = (tmp_path / "one.swc", "--data", tmp_path / "two.swc")
-    assert run("evaluate", *paths) == 0
-    assert json.loads(capsys.readouterr().out)["esa"] == 3.0
+    ended = run("evaluate", *paths)
+    assert ended.code == 0
+    assert json.loads(ended.out)["esa"] == 3.0
 
 
 def test_tracings_are_compared_in_voxels(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Any], tmp_path: Path
 ) -> None:
     um = "1 2 0 3 0 1 -1\n2 2 10 3 0 1 1"
     one, two, three = (tmp_path / f"{name}.swc" for name in ("one", "two", "three"))
     one.write_text("1 2 0 0 0 1 -1\n2 2 20 0 0 1 1\n")
     two.write_text(f"# Voxel separation (x,y,z): 0.5, 0.5, 2.0\n{um}")
     three.write_text(f"# Voxel separation (x,y,z): 0.5, 0.5, 1.0\n{um}")
-    assert run("evaluate", one, "--data", two) == 0
-    assert json.loads(capsys.readouterr().out)["esa"] == 6.0
+    ended = run("evaluate", one, "--data", two)
+    assert ended.code == 0
+    assert json.loads(ended.out)["esa"] == 6.0
     words = ("--unit", "um", "--voxel-size", "2,0.5,0.5")
     two.write_text(um)
-    assert run("evaluate", two, "--data", one, *words) == 0
-    assert json.loads(capsys.readouterr().out)["pds"] == 1.0
-    assert run("evaluate", one, "--data", two, "--unit", "um") == 2
-    assert "--voxel-size" in capsys.readouterr().err
-    assert run("evaluate", two, "--data", three, *words) == 2
-    assert "tracings of one image" in capsys.readouterr().err
+    ended = run("evaluate", two, "--data", one, *words)
+    assert ended.code == 0
+    assert json.loads(ended.out)["pds"] == 1.0
+    ended = run("evaluate", one, "--data", two, "--unit", "um")
+    assert ended.code == 2
+    assert "--voxel-size" in ended.err
+    ended = run("evaluate", two, "--data", three, *words)
+    assert ended.code == 2
+    assert "tracings of one image" in ended.err
 
 
 def test_wrong_requests_are_one_sentence(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Any], tmp_path: Path, data: Path
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert run("evaluate", empty, "--data", data) == 2
-    assert "neither a bundle" in capsys.readouterr().err
-    assert run("evaluate", empty, "--data", empty) == 2
-    assert "holds no annotated image" in capsys.readouterr().err
+    ended = run("evaluate", empty, "--data", data)
+    assert ended.code == 2
+    assert "neither a bundle" in ended.err
+    ended = run("evaluate", empty, "--data", empty)
+    assert ended.code == 2
+    assert "holds no annotated image" in ended.err
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from neurodeploy_export import (
     ExportRequestError,
     ExportSettings,
     ParityError,
+    compare,
     export_bundle,
 )
 from neurodeploy_export._graph import check_batch_is_dynamic, check_sizes
 from neurodeploy_export._onnx import check_module
+from neurodeploy_export._tiles import write_golden
 from neurodeploy_runtime import (
     Bundle,
     BundleError,
@@ -65,6 +68,19 @@ def test_golden_answers_are_those_of_the_golden_tiles(
         answers = network(torch.from_numpy(golden.voxels)).numpy()
     assert np.abs(answers - golden.probability).max() < 2**-16
     assert (golden.probability > 0.5).mean() > 0.005  # there is something to lose
+
+
+def test_no_label_changes_by_being_frozen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    threshold = float(np.float32(0.3000123))
+    answers = (threshold + rng.normal(0, 4e-6, (2, 1, 4, 8, 8))).astype(np.float32)
+    answers[:, :, 0] = threshold
+    write_golden(tmp_path, answers, answers, threshold, 1 << 20)
+    with np.load(tmp_path / "golden.npz") as golden:
+        frozen = golden["probability"]
+    parity = compare("frozen", answers, frozen, threshold)
+    assert (parity.flips, parity.dice) == (0, 1)
+    assert 0 < parity.max_difference < 2**-16
 
 
 def test_the_graph_is_named_after_the_modules_and_holds_no_path_of_this_machine(
@@ -253,6 +269,21 @@ def test_tiles_that_prove_nothing_are_refused(
             network, spec, change(tiles), ExportSettings(), folder_is_empty / "b"
         )
     assert caught.value.exit_code == 2
+
+
+def test_tiles_in_which_nothing_is_found_are_refused(
+    tmp_path: Path, network: nn.Module, tiles: Tiles, spec: ModelSpec
+) -> None:
+    """A graph that collapsed to background would agree on all of them."""
+    blind = replace(spec, threshold=0.999999)
+    settings = ExportSettings()
+    with pytest.raises(ExportRequestError, match=r"finds nothing .* --min-dice 0"):
+        export_bundle(network, blind, tiles, settings, tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+    loose = replace(settings.limits_fp32, dice=0.0)
+    settings = replace(settings, limits_fp32=loose, limits_fp16=loose)
+    made = export_bundle(network, blind, tiles, settings, tmp_path / "b")
+    assert made.spec.parity["steps"]["onnx"]["foreground"] == 0
 
 
 def test_logits_instead_of_probabilities_are_refused(

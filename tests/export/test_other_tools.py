@@ -117,3 +117,16 @@ def test_triton_takes_the_repository(bundle: Bundle, tmp_path: Path) -> None:
         assert types.values_by_number[tile.data_type].name == wanted
     with pytest.raises(OutputError, match="--overwrite"):
         write_triton(bundle, repository)
+
+
+def test_only_models_are_overwritten_by_models(bundle: Bundle, tmp_path: Path) -> None:
+    folder = write_triton(bundle, tmp_path / "models")
+    write_triton(bundle, folder, overwrite=True)
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter.txt").write_text("precious")
+    (tmp_path / "notes").write_text("precious")
+    for path in (folder, tmp_path / "notes"):
+        with pytest.raises(OutputError, match="is no model repository"):
+            write_triton(bundle, path, overwrite=True)
+    assert (folder / "thesis" / "chapter.txt").read_text() == "precious"
+    assert (tmp_path / "notes").read_text() == "precious"

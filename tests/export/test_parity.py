@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny_unetr import make_spec
 
-from neurodeploy_export import ParityError, ParityLimits, compare
-from neurodeploy_export._parity import picture
+from neurodeploy_export import ExportSettings, ParityError, ParityLimits, compare
+from neurodeploy_export._parity import ROUNDING, picture
 
 ANY = ParityLimits(1.0, 0.0, np.inf, np.inf)
 STRICT = ParityLimits(0.0, 1.0, 0.0, 0.0)
@@ -49,11 +49,24 @@ def test_flips_and_dice_are_those_of_the_definition(
 ) -> None:
     other = np.roll(p, 1, axis=-1)
     found = compare("rolled", p, other, threshold)
-    a, b = p > threshold, other > threshold
+    # As the runtime calls a voxel a neurite.
+    a, b = p >= threshold, other >= threshold
+    b = np.where(np.abs(p - other) <= ROUNDING, a, b)
     assert found.flips == pytest.approx((a != b).mean())
     if a.any() or b.any():
         assert found.dice == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
     assert found.max_difference == np.abs(p - other).max()
+
+
+def test_rounding_beside_the_threshold_changes_no_label() -> None:
+    before = np.full((1, 1, 4, 8, 8), 0.9, np.float32)
+    before[0, 0, 0, 0] = 0.3
+    limits = ExportSettings().limits_fp32
+    for apart, flipped in ((1e-6, 0), (1e-4, 8)):
+        after = np.where(before < 0.5, before - np.float32(apart), before)
+        found = compare("onnx", before, after, float(before[0, 0, 0, 0, 0]))
+        assert found.flips * before.size == pytest.approx(flipped)
+        assert bool(found.failures(limits)) == bool(flipped)
 
 
 def test_each_limit_is_named_with_its_values() -> None:

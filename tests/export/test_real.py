@@ -80,6 +80,9 @@ def test_tiles_are_cut_where_the_signal_is() -> None:
     assert bright[0] < 0.01
     assert (bright[1:] > 0.05).all()
     assert abs(float(np.median(tiles[0]))) < 0.2  # normalised by the background
+    # A single one, as where many volumes give a few, holds signal.
+    (alone,) = tiles_from_volume(source, spec, count=1)
+    assert (alone > 3).mean() == bright.max()
     small = ArraySource(image[:4].clip(0).astype(np.uint16))
     with pytest.raises(InputError, match="4 < 8 on axis z"):
         tiles_from_volume(small, spec, count=3)

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurodeploy.data import Pair, read_tracing
-from neurodeploy.morphology import Morphology, read_swc, write_swc
+from neurodeploy.morphology import (
+    Morphology,
+    read_swc,
+    tracing_distances,
+    write_swc,
+)
 from neurodeploy_runtime import InputError, OutputError
 
 
@@ -74,6 +79,37 @@ def test_voxel_size_of_snt_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_voxel_size_that_is_none_is_not_taken_for_one(tmp_path: Path) -> None:
+    for sizes in ("0.5, 0.5, 1e999", "0.5, 0.5, 0", "., ., .", "0.5, -1, 2"):
+        head = f"# Voxel separation (x,y,z): {sizes}"
+        assert read_swc(written(tmp_path, head, "1 2 1 1 4 1 -1")).voxel_size_um is None
+
+
+def test_a_mark_of_encoding_is_no_column(tmp_path: Path) -> None:
+    path = written(tmp_path, "1 2 1 2 3 1 -1")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_swc(path).position.tolist() == [[3, 2, 1]]
+
+
+def test_columns_may_be_divided_by_commas(tmp_path: Path) -> None:
+    for line in (
+        "1,2,1.5,2,3,1,-1",
+        "1, 2, 1.5, 2, 3, 1, -1",
+        "1\t2\t1.5\t2\t3\t1\t-1",
+    ):
+        assert read_swc(written(tmp_path, line)).position.tolist() == [[3, 2, 1.5]]
+
+
+def test_a_tracing_that_no_memory_holds_is_refused_before_it_is_sampled(
+    tmp_path: Path,
+) -> None:
+    far = read_swc(written(tmp_path, "1 2 0 0 0 1 -1", "2 2 1e12 0 0 1 1"))
+    near = Morphology.from_path([(0, 0, 0), (0, 0, 9)])
+    for measure in (lambda: far.samples(1.0), lambda: tracing_distances(near, far)):
+        with pytest.raises(InputError, match="too long: 1e\\+12 points"):
+            measure()
+
+
 def test_a_tracing_in_voxels_is_written_and_read_as_one(tmp_path: Path) -> None:
     head = "# Voxel separation (x,y,z): 0.5, 0.5, 2.0"
     tree = read_swc(written(tmp_path, head, "1 2 1 1 10 1 -1", "2 2 2 1 10 1 1"))
@@ -89,6 +125,8 @@ def test_a_tracing_in_voxels_is_written_and_read_as_one(tmp_path: Path) -> None:
         ("1 2 0 0 nan 1 -1", "seven finite numbers"),
         ("1 2 0 zero 0 1 -1", "seven finite numbers"),
         ("1.5 2 0 0 0 1 -1", "seven finite numbers"),
+        ("1e300 2 0 0 0 1 -1", "seven finite numbers"),
+        ("1 2 10,5 20,25 3,0 1,0 -1", "line 1 .* commas in its numbers"),
         ("# nothing", "holds no node"),
         ("\0\0\0", "no text"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt
 
 from neurodeploy_runtime import (
@@ -182,6 +183,85 @@ def test_going_on_with_less_memory_than_then_names_the_batch(
         run()
     report = run(batch=2)
     assert report.resumed_voxels > 0
+
+
+class Crowded(NumpyEngine):
+    """A GPU of whose memory another program takes its share after some batches."""
+
+    def __init__(self, bundle: Bundle, *, batch: int, room: int, after: int) -> None:
+        super().__init__(bundle, batch=batch)
+        self.room, self.left = room, after
+        self.asked: list[int] = []
+
+    def infer(self, batch: Any, out: Any) -> None:
+        self.asked.append(len(batch))
+        self.left -= 1
+        if self.left < 0 and len(batch) > self.room:
+            raise GpuMemoryError(f"CUDA failure 2 at {len(batch)}", len(batch))
+        super().infer(batch, out)
+
+
+def crowded_run(
+    bundle: Bundle, output: Path, room: int, *, stop: bool = False
+) -> tuple[Any, Crowded]:
+    cancel = threading.Event()
+
+    def told(progress: Progress) -> None:
+        if stop and progress.done_voxels:
+            cancel.set()
+            time.sleep(0.5)
+
+    volume = np.random.default_rng(0).integers(0, 256, (200, 30, 40), np.uint8)
+    settings = SegmentSettings(normalisation=Normalisation("unit", 0, 255))
+    engine = Crowded(bundle, batch=5, room=room, after=3)
+    with Segmenter(bundle, settings, engines=[engine]) as segmenter:
+        report = segmenter.segment(
+            ArraySource(volume), output, progress=told, cancel=cancel
+        )
+    return report, engine
+
+
+def test_memory_that_ends_amid_a_run_makes_portions_and_a_warning(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    whole, _ = crowded_run(bundle, tmp_path / "whole.tif", 5)
+    report, engine = crowded_run(bundle, tmp_path / "portions.tif", 1)
+    assert whole.warnings == []
+    assert len(report.warnings) == 2
+    assert "no longer holds 5 tiles at once: they are run 2 at" in report.warnings[0]
+    assert "no longer holds 2 tiles at once: they are run 1 at" in report.warnings[1]
+    assert engine.asked[:7] == [5, 5, 5, 5, 2, 1, 1]
+    assert set(engine.asked[5:]) == {1}
+    same = (tmp_path / "whole.tif", tmp_path / "portions.tif")
+    a, b = (tifffile.imread(path) for path in same)
+    assert np.array_equal(a, b)
+    assert a.any()
+
+
+def test_what_was_noted_before_an_interruption_is_in_the_report(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    with pytest.raises(CancelledError):
+        crowded_run(bundle, tmp_path / "out.tif", 2, stop=True)
+    report, _ = crowded_run(bundle, tmp_path / "out.tif", 5)
+    assert report.resumed_voxels > 0
+    assert len(report.warnings) == 1
+    assert "no longer holds 5 tiles" in report.warnings[0]
+
+
+@pytest.mark.parametrize(("room", "divisible"), [(0, True), (2, False)])
+def test_what_fits_in_no_portion_ends_the_run(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    divisible: bool,
+) -> None:
+    monkeypatch.setattr(Crowded, "divisible", divisible)
+    with pytest.raises(GpuMemoryError, match="CUDA failure 2"):
+        crowded_run(make_identity_bundle(tile=(8, 16, 16)), tmp_path / "o.tif", room)
 
 
 def test_a_batch_that_does_not_fit_is_no_figure(

@@ -11,7 +11,7 @@ EngineError EngineSettings Golden Histogram InputError LiveSegmenter LiveSetting
 MemoryCapError ModelSpec OverrunError
 NeurodeployError Normalisation NumpyEngine OutputError Progress ReadError Report
 RequestError ResumeError RunError SegmentSettings Segmenter SettingsError Shape Sink
-SkipSettings Source StreamError TilePlan WriteError choose_engine create_sink
+SkipSettings Source StreamError TilePlan WriteError as_begun choose_engine create_sink
 default_bundle_path load_bundle open_engine open_volume ingest IngestReport reproduce
 Reproduction
 """

@@ -149,9 +149,15 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     job = make_job(suffix)
     whole_s = timed(job)
     expected = digest(job.output)
-    job.put_away("expected")
-    assert kill_until_done(job, expected, 3, 1, whole_s)[0] >= 1
-    assert digest(job.output) == expected
+    died = 0
+    for seed in range(1, 9):
+        job.put_away(f"old-{seed}")
+        died, whole_s = kill_until_done(job, expected, 3, seed, whole_s)
+        assert digest(job.output) == expected
+        if died:
+            break
+    # A machine that gets faster ends before the first kill, and is timed anew.
+    assert died >= 1
 
 
 @pytest.mark.slow
@@ -253,6 +259,20 @@ def interrupted(
 def test_a_read_error_keeps_what_is_done_and_the_rest_follows(
     interrupted: tuple[Bundle, FailsAt, Path],
 ) -> None:
+    bundle, source, output = interrupted
+    source.plane = 10**9
+    report = segmenter(bundle).segment(source, output)
+    assert report is not None
+    assert report.resumed_voxels > 0
+    assert (tifffile.imread(output) == source._array).all()
+
+
+def test_a_run_goes_on_where_the_system_has_no_pread(
+    interrupted: tuple[Bundle, FailsAt, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: what was recorded is read by seeking."""
+    for name in ("pread", "preadv", "pwrite"):
+        monkeypatch.delattr(os, name)
     bundle, source, output = interrupted
     source.plane = 10**9
     report = segmenter(bundle).segment(source, output)

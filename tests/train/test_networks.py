@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from neurodeploy._errors import ConfigError
 from neurodeploy.networks import Network, NetworkConfig, cost, probability_module
 from neurodeploy.training import predict
+from neurodeploy_runtime import EngineError
 
 
 def small(**changes: object) -> NetworkConfig:
@@ -84,6 +85,7 @@ def test_the_default_network_is_within_its_budget():
         ({"mode": "slice", "tile": (4, 32, 32), "patch": (4, 16, 16)}, "odd depth"),
         ({"heads": 5}, "5 heads"),
         ({"taps": (3,)}, "taps"),
+        ({"taps": (1, 1)}, "a block twice"),
         ({"mode": "depth"}, "volume or slice"),
     ],
 )
@@ -122,3 +124,12 @@ def test_prediction_puts_every_tile_in_its_place(config, shape):
     given = predict(Echo(config), config, image, constants)
     expected = 1 / (1 + np.exp(-constants.apply(image)))
     np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+def test_an_answer_that_is_no_number_names_its_tile():
+    config = small()
+    network = Network(config)
+    torch.nn.init.constant_(network.decoder.head.bias, torch.nan)
+    image = np.random.default_rng(0).integers(0, 9, (8, 32, 40)).astype(np.uint8)
+    with pytest.raises(EngineError, match=r"NaN in the tile at voxel \[0, 0, 0\]"):
+        predict(network, config, image)

@@ -121,5 +121,7 @@ def test_what_cannot_teach_is_refused(volumes):
         samples([full])
     with pytest.raises(DataError, match="ignored"):
         AnnotatedVolume(volume.image, np.full_like(volume.labels, IGNORE), "none")
+    with pytest.raises(DataError, match=r"shares of all groups \(data\) are 0"):
+        Samples([volume], TILE, TILE, None, 0, shares={"data": 0.0})
     with pytest.raises(DataError, match="one shape"):
         AnnotatedVolume(volume.image[1:], volume.labels, "cut")

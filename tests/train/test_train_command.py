@@ -83,6 +83,35 @@ def test_images_that_were_trained_on_are_marked_and_pooled_apart(run, folder, an
     assert "other volumes" in again.err
 
 
+def test_a_run_goes_on_where_its_images_have_other_names(run, folder):
+    out, data = folder / "run", folder / "data"
+    run("train", folder / "tiny.toml", "--data", data, "--out", out)
+    for i, name in enumerate(("z", "a", "m")):
+        for ending in (".tif", "_mask.tif"):
+            (data / f"cell{i}{ending}").rename(data / f"{name}{ending}")
+    ended = run("train", "--resume", "--out", out)
+    assert ended.code == 0, ended.err
+    # A run of before does not name them: it goes on by their places.
+    for part in ("last", "best"):
+        path = out / part / "checkpoint.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "volumes": {}}))
+    ended = run("train", "--resume", "--out", out)
+    assert ended.code == 0, ended.err
+    assert "does not say which images it was trained on" in ended.err
+
+
+@pytest.mark.parametrize("text", ['{"steps": 3', "[]"])
+def test_a_damaged_config_of_a_run_is_one_sentence(run, folder, text):
+    out = folder / "run"
+    run("train", folder / "tiny.toml", "--data", folder / "data", "--out", out)
+    (out / "config.json").write_text(text)
+    ended = run("train", "--resume", "--out", out)
+    assert ended.code == 2
+    assert str(out / "config.json") in ended.err
+    assert "not foreseen" not in ended.err
+
+
 def test_a_finished_run_is_resumed_to_more_by_its_own_settings_only(run, folder):
     out = folder / "run"
     run("train", folder / "tiny.toml", "--data", folder / "data", "--out", out)

@@ -15,6 +15,7 @@ from neurodeploy.transfer import (
     Donor,
     config_for,
     config_like,
+    donor_from_tensors,
     donor_from_timm,
     fold_colour,
     inflate,
@@ -262,6 +263,28 @@ def test_a_local_file_gives_what_the_model_has(tmp_path) -> None:
         donor = load_donor(str(tmp_path / file))
         assert (donor.heads, donor.grid, donor.patch) == (3, (2, 2), (16, 16))
         assert all(torch.equal(donor.tensors[k], v) for k, v in state.items())
+
+
+def test_weights_of_another_shape_are_refused_by_name() -> None:
+    state = vit(embed_dim=192).state_dict()
+    flat = state["patch_embed.proj.weight"].flatten(1)
+    for name, tensor, said in (
+        ("patch_embed.proj.weight", flat, "patch kernel of shape .192, 768."),
+        ("pos_embed", state["pos_embed"][0], "position table of shape .5, 192."),
+    ):
+        with pytest.raises(DonorError, match=said):
+            donor_from_tensors({**state, name: tensor}, "odd.safetensors")
+
+
+def test_a_file_that_is_no_state_dict_is_a_sentence(tmp_path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    torn = [whole[:cut] for cut in range(0, len(whole), 7)]
+    for content in (b"", b"words", b"PK\x03\x04", b"h\xff.", *torn):
+        path.write_bytes(content)
+        with pytest.raises(DonorError, match=r"w\.pth"):
+            load_donor(str(path))
 
 
 class _Evil:

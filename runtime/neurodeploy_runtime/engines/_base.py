@@ -25,7 +25,8 @@ class EngineSettings:
     `device` is ``auto``, ``cpu``, ``cuda:N`` or, to segment a volume, several GPUs of
     one kind as ``cuda:0,cuda:1``; `threads` are those of a CPU engine
     (None: every core that this process may use); `batch` is the fixed number of tiles
-    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU). `blend_on` says
+    of a call (None: 1 on a CPU, the model's `max_batch` on a GPU). Where the bundle has
+    local settings of this machine, None is what they say. `blend_on` says
     where tiles are normalised, blended and quantised: with `auto` on the engine's GPU
     where CuPy is installed, else on the host. The result has the same bits.
     """
@@ -49,6 +50,8 @@ class Engine(ABC):
     name: ClassVar[str]
     #: Whether tiles stay on its GPU between normalising and quantising.
     resident: bool = False
+    #: Whether `infer` also takes a part of a batch.
+    divisible: ClassVar[bool] = False
     #: What was asked for and is not so, for a report.
     notes: tuple[str, ...] = ()
 
@@ -73,6 +76,8 @@ class Engine(ABC):
     @abstractmethod
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Run the network: `batch` is `input_shape`, `out` is `output_shape`.
+
+        Streams may share an engine: it may be called from several threads.
 
         Raises
         ------

@@ -20,6 +20,7 @@ class NumpyEngine(Engine):
     """
 
     name = "numpy"
+    divisible = True
 
     def __init__(
         self, bundle: Bundle, function: Function | None = None, *, batch: int = 1

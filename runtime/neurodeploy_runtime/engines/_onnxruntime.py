@@ -20,6 +20,7 @@ from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.engines._cuda_driver import gpus
+from neurodeploy_runtime.engines._local import local_settings
 from neurodeploy_runtime.engines._resident import stays_resident, why_not_resident
 
 #: How the CUDA provider, CUDA itself and cuDNN say that memory is short.
@@ -84,6 +85,7 @@ class OnnxRuntimeEngine(Engine):
     """A session of ONNX Runtime with one provider, which is the one asked for."""
 
     name = "onnxruntime"
+    divisible = True
 
     def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
         import onnxruntime
@@ -93,15 +95,19 @@ class OnnxRuntimeEngine(Engine):
             settings.precision == "fp16"
             or (settings.precision == "auto" and "fp16" in bundle.precisions)
         )
+        device = settings.device if on_cuda else "cpu"
+        precision = "fp16" if half else "fp32"
+        local = local_settings(bundle, self.name, device, precision)
         default_batch = bundle.spec.max_batch if on_cuda else 1
         super().__init__(
             bundle,
-            device=settings.device if on_cuda else "cpu",
-            precision="fp16" if half else "fp32",
-            batch=settings.batch or default_batch,
+            device=device,
+            precision=precision,
+            batch=settings.batch or (local.batch if local else default_batch),
         )
+        threads = settings.threads or (local.threads if local else None)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.threads or usable_cores()
+        options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         # Spinning threads would burn the cores that decode and blend.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import EngineError
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cores import usable_cores
+from neurodeploy_runtime.engines._local import local_settings
 from neurodeploy_runtime.engines._resident import why_not_resident
 
 
@@ -49,19 +51,23 @@ class OpenVinoEngine(Engine):
         import openvino
 
         bf16 = settings.precision == "bf16"
+        precision = "bf16" if bf16 else "fp32"
+        local = local_settings(bundle, self.name, "cpu", precision)
         super().__init__(
             bundle,
             device="cpu",
-            precision="bf16" if bf16 else "fp32",
-            batch=settings.batch or 1,
+            precision=precision,
+            batch=settings.batch or (local.batch if local else 1),
         )
+        threads = settings.threads or (local.threads if local else None)
         path = bundle.onnx("fp32")
         config: dict[str, Any] = {
             # Left to itself it computes in bf16 wherever the CPU can.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": settings.threads or usable_cores(),
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
+        self._using = threading.Lock()
         try:
             core = openvino.Core()
             model = core.read_model(str(path))
@@ -74,8 +80,10 @@ class OpenVinoEngine(Engine):
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
         try:
-            self._request.infer([batch], share_inputs=True)
-            np.copyto(out, self._request.get_output_tensor(0).data)
+            # Of two streams, one would take the answer of the other.
+            with self._using:
+                self._request.infer([batch], share_inputs=True)
+                np.copyto(out, self._request.get_output_tensor(0).data)
         except Exception as error:
             raise EngineError(
                 f"OpenVINO failed at batch {self.batch}: {error}"

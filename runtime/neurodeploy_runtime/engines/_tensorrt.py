@@ -20,6 +20,7 @@ from neurodeploy_runtime.arrays._cuda import CudaArrays
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._base import Engine, EngineSettings
 from neurodeploy_runtime.engines._cuda_driver import Device, gpus
+from neurodeploy_runtime.engines._local import local_settings
 from neurodeploy_runtime.engines._resident import stays_resident, why_not_resident
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
 
@@ -97,11 +98,14 @@ class TensorRtEngine(Engine):
     def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
         trt, record, index = _choose(bundle, settings)
         identity = record.identity
+        device = f"cuda:{index}"
+        local = local_settings(bundle, self.name, device, identity.precision)
+        most = min(identity.max_batch, bundle.spec.max_batch)
         super().__init__(
             bundle,
-            device=f"cuda:{index}",
+            device=device,
             precision=identity.precision,
-            batch=settings.batch or min(identity.max_batch, bundle.spec.max_batch),
+            batch=settings.batch or (min(local.batch, most) if local else most),
         )
         if self.batch > identity.max_batch:
             raise SettingsError(

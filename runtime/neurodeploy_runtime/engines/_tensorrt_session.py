@@ -5,6 +5,7 @@ The calls have the same names and arities in `tensorrt` 10.13 to 11 and `tensorr
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -71,6 +72,8 @@ class TensorRtSession:
         host_code: bool = False,
     ) -> None:
         self._device = device
+        #: Held by who runs: the context and its buffers are one.
+        self._using = threading.Lock()
         device.make_current()
         self._log = process_log(trt)
         self._runtime = trt.Runtime(self._log)
@@ -128,14 +131,15 @@ class TensorRtSession:
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Run; `batch` and `out` may be used again as soon as it returns."""
         device = self._device
-        device.make_current()
-        np.copyto(self._in, batch, casting="same_kind")
-        device.upload(self._in, self._addresses[INPUT_NAME])
-        self._bind(self._addresses)
-        self._execute()
-        device.download(self._addresses[OUTPUT_NAME], self._out)
-        device.synchronise()
-        np.copyto(out, self._out)
+        with self._using:
+            device.make_current()
+            np.copyto(self._in, batch, casting="same_kind")
+            device.upload(self._in, self._addresses[INPUT_NAME])
+            self._bind(self._addresses)
+            self._execute()
+            device.download(self._addresses[OUTPUT_NAME], self._out)
+            device.synchronise()
+            np.copyto(out, self._out)
 
     def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
         """Run on arrays that lie on this GPU; done when it returns."""
@@ -143,10 +147,11 @@ class TensorRtSession:
         with arrays.step():
             feed = batch.astype(into, copy=False)
             answer = out if out.dtype == outof else arrays.xp.empty(out.shape, outof)
-        self._device.make_current()
-        self._bind({INPUT_NAME: feed.data.ptr, OUTPUT_NAME: answer.data.ptr})
-        self._execute()
-        self._device.synchronise()
+        with self._using:
+            self._device.make_current()
+            self._bind({INPUT_NAME: feed.data.ptr, OUTPUT_NAME: answer.data.ptr})
+            self._execute()
+            self._device.synchronise()
         if answer is not out:
             with arrays.step():
                 out[...] = answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import (
     CancelledError,
@@ -27,13 +29,14 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box
-from neurodeploy_runtime._journal import write_atomically
+from neurodeploy_runtime._input_place import local_path
 from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._progress import Progress, ProgressCallback
 from neurodeploy_runtime._report import Report, machine, versions
 from neurodeploy_runtime._rss import peak_rss
-from neurodeploy_runtime.engines import Engine
+from neurodeploy_runtime.engines import Engine, choose_engine
+from neurodeploy_runtime.live._buffers import check_stream
 from neurodeploy_runtime.live._growing import (
     Growing,
     GrowingFolder,
@@ -115,22 +118,29 @@ def follow(
     those of segmenting the finished stack with the same normalisation, which the
     report names: where none is given, it is learnt from the first planes.
 
-    Finished planes are kept in a file beside the output until the depth is known; the
-    output, its picture and report then take their names together. Stopped, it begins
-    anew. A plane that is absent while later ones are there is waited for, and named in
-    the `note` of `progress`, which another thread may call.
+    Finished planes are kept in a file without a name, on the disk of the output, until
+    the depth is known; the output, its picture and report then take their names
+    together. Stopped, it begins anew. A plane that is absent while later ones are there
+    is waited for, and named in the `note` of `progress`, which another thread may call.
 
     Raises
     ------
     InputError
-        Nothing came within `timeout_s`, or what came is no stack; planes are missing.
+        Nothing came within `timeout_s`, or what came is no stack; planes are missing;
+        it lies on a server.
     OutputError
         Something lies at `output`, and `overwrite` is False.
     RunError
         The engine, or the disk, failed.
     """
+    place = local_path(path)
+    if place is None:
+        raise InputError(
+            f"{path} lies on a server: what grows is followed on a disk of this "
+            "machine, or one that is mounted there"
+        )
     run = _FollowRun(
-        Path(path),
+        place,
         Path(output),
         bundle or load_bundle(),
         settings or FollowSettings(),
@@ -142,32 +152,42 @@ def follow(
 
 
 class Spool:
-    """Planes in a file without a name for others, until the depth is known."""
+    """Planes in a file that has no name, so that no kill leaves it behind."""
 
-    def __init__(self, path: Path, plane_shape: tuple[int, int]) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.planes = 0
-        self._shape = plane_shape
         try:
-            self._file = path.open("w+b")
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 it is closed on exit
+                dir=folder, buffering=0
+            )
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error}") from None
+            raise OutputError(
+                f"{folder} cannot be written to: {error.strerror or error}"
+            ) from None
 
     def add(self, plane: NDArray[np.uint8]) -> None:
         """Append a plane."""
+        left = np.ascontiguousarray(plane).reshape(-1).data
         try:
-            self._file.write(np.ascontiguousarray(plane).data)
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise WriteError(
-                f"{self.path} cannot be written ({error}): make room and run again"
+                f"finished planes cannot be kept in {self.folder} ({error}): make room "
+                "and run again"
             ) from error
         self.planes += 1
 
     def read(self, z: int, out: NDArray[np.uint8]) -> None:
         """Plane z, into `out`."""
+        left = out.reshape(-1).data
         self._file.seek(z * out.nbytes)
-        if self._file.readinto(out.reshape(-1).data) != out.nbytes:
-            raise ReadError(f"{self.path} has become shorter")
+        while left:
+            got = self._file.readinto(left)
+            if not got:
+                raise ReadError(f"finished planes in {self.folder} have been lost")
+            left = left[got:]
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +199,6 @@ class Spool:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
 
 class _FollowRun:
@@ -204,25 +223,28 @@ class _FollowRun:
         self._start = time.perf_counter()
         self._warnings: list[str] = []
         self._stop = threading.Event()
+        #: Since when there is a store whose metadata cannot be read.
+        self._unread_from: float | None = None
         self._telling = threading.Lock()
         self._told = ""
 
     def execute(self, engines: list[Engine] | None) -> Report:
         kind = sink_kind(self._output)
         self._paths.check(self._path, kind, may_exist=self._overwrite)
+        # What cannot be is refused now, and not when the first plane comes.
+        check_stream(self._bundle.spec, self._settings.live)
+        if engines is None:
+            choose_engine(self._bundle, self._settings.live.engine)
         growing = self._first_planes()
-        # A disk waits: what a push waits for is that the engine goes on.
-        settings = self._settings.live
-        spool_path = self._output.with_name(f".{self._output.name}.planes")
         with (
             LiveSegmenter(
                 self._bundle,
                 growing.plane_shape,
                 growing.dtype,
-                settings,
+                self._settings.live,
                 engines=engines,
             ) as live,
-            Spool(spool_path, growing.plane_shape) as spool,
+            Spool(self._output.parent) as spool,
         ):
             image = GrowingProjections(growing.plane_shape, growing.dtype)
             result = GrowingProjections(growing.plane_shape, np.dtype(np.uint8))
@@ -254,6 +276,8 @@ class _FollowRun:
         while True:
             if growing is None:
                 growing = self._open()
+                if self._unread_from is not None:
+                    deadline = max(deadline, self._unread_from + settings.timeout_s)
             if growing is not None:
                 growing.look()
                 self._tell_of_absent(growing, 0)
@@ -287,7 +311,10 @@ class _FollowRun:
                 return GrowingZarr(path, settings.settle_s, settings.read)
             except InputError:
                 # Its metadata may be half written; in the end, this error counts.
-                if time.perf_counter() - self._start > settings.timeout_s / 2:
+                now = time.monotonic()
+                if self._unread_from is None:
+                    self._unread_from = now
+                if now - self._unread_from > settings.timeout_s / 2:
                     raise
                 return None
         if any(p.suffix.lower() in (".tif", ".tiff") for p in path.iterdir()):
@@ -326,18 +353,31 @@ class _FollowRun:
                     ended = True
                     continue
                 self._pause()
-            if growing.declared is not None and z < growing.declared:
-                self._warnings.append(
-                    f"the stack ended after {z} of {growing.declared} planes: nothing "
-                    f"came for {self._settings.timeout_s:g} s"
-                )
+            if ended:
+                self._warn_of_end(growing, z)
             live.finish()
+            while not self._stop.wait(self._settings.poll_s):
+                if self._cancel.is_set():
+                    raise CancelledError("stopped by the caller")
         except NeurodeployError as error:
             live.fail(error)
         except BaseException as error:
             failed = ReadError(f"{self._path} cannot be read: {error}")
             failed.__cause__ = error
             live.fail(failed)
+
+    def _warn_of_end(self, growing: Growing, planes: int) -> None:
+        quiet = f"nothing came for {self._settings.timeout_s:g} s"
+        wanted = self._settings.planes or growing.declared or 0
+        if planes < wanted:
+            self._warnings.append(
+                f"the stack ended after {planes} of {wanted} planes: {quiet}"
+            )
+        if growing.doubtful:
+            self._warnings.append(
+                f"{growing.doubtful}, and what was not written is taken as empty: "
+                f"{quiet}"
+            )
 
     def _usable(self, growing: Growing) -> int:
         """Planes that are whole, as far as they are wanted."""
@@ -406,9 +446,7 @@ class _FollowRun:
         status = live.status
         shape = (spool.planes, *growing.plane_shape)
         normalisation = status.normalisation
-        with open_volume(self._path, **_only_set(self._settings.read)) as source:
-            fingerprint = source.fingerprint()
-            described = source.describe()
+        fingerprint, described = self._identity()
         engine: Callable[[], dict[str, Any]] = live.engines[0].describe
         inside = {
             "input": {
@@ -453,6 +491,8 @@ class _FollowRun:
         ) as writer:
             plane = np.empty(growing.plane_shape, np.uint8)
             for z in range(spool.planes):
+                if self._cancel.is_set():
+                    raise CancelledError("stopped by the caller")
                 spool.read(z, plane)
                 writer.add(plane)
             content = {self._output.name: writer.content()}
@@ -502,6 +542,17 @@ class _FollowRun:
             self._paths.report, json.dumps(report.to_json(), indent=1, default=str)
         )
         return report
+
+    def _identity(self) -> tuple[str | None, dict[str, Any]]:
+        """By what the input is known again, which may be growing still."""
+        try:
+            with open_volume(self._path, **_only_set(self._settings.read)) as source:
+                return source.fingerprint(), source.describe()
+        except (NeurodeployError, OSError) as error:
+            self._warnings.append(
+                f"the input has no fingerprint, and `reproduce` will refuse it: {error}"
+            )
+            return None, {"path": str(self._path)}
 
 
 def _only_set(read: ReadOptions) -> dict[str, Any]:

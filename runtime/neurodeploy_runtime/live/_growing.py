@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import product
-from math import inf
+from math import inf, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import InputError, SettingsError
+from neurodeploy_runtime._errors import InputError, ReadError, SettingsError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes import ReadOptions, Source, open_volume
 from neurodeploy_runtime.volumes._open import STORE_MARKS
@@ -23,10 +24,13 @@ from neurodeploy_runtime.volumes._open import STORE_MARKS
 AHEAD = 64
 #: A layer that lacks files is waited for so many times as long as one that is whole.
 ABSENT = 10
-#: How often a plane that cannot be read is tried again.
+#: The last planes to which new ones are put in order, and not to all, at least.
+KNOWN = 16
+#: How often planes that cannot be read are tried again.
 PATIENCE = 3
 
 Seen = tuple[tuple[str, int, int], ...]
+T = TypeVar("T")
 
 
 class Growing(ABC):
@@ -42,6 +46,8 @@ class Growing(ABC):
         How deep the stack says it will be; None where it does not.
     lacks
         What has been waited for, though later planes are there; empty: nothing.
+    doubtful
+        What `end` took though it may have been written in part; empty: nothing.
     """
 
     plane_shape: tuple[int, int]
@@ -54,6 +60,7 @@ class Growing(ABC):
         self.there = 0
         self.declared: int | None = None
         self.lacks = ""
+        self.doubtful = ""
         self._settle_s = settle_s
         self._changes: dict[str, tuple[object, float]] = {}
         self.news_at = time.monotonic()
@@ -75,6 +82,15 @@ class Growing(ABC):
         """Seconds since something was new."""
         return time.monotonic() - self.news_at
 
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Read; what cannot be read may be on its way to the disk."""
+        for _ in range(PATIENCE):
+            try:
+                return act()
+            except (InputError, ReadError):
+                time.sleep(self._settle_s)
+        return act()
+
     def _settled(self, name: str, state: object, times: int = 1) -> bool:
         """Whether this is as it was `times` × `settle_s` ago, by our own clock."""
         now = time.monotonic()
@@ -89,13 +105,6 @@ class Growing(ABC):
 def is_store(path: Path) -> bool:
     """Whether a folder is a Zarr, and no folder of planes."""
     return any((path / mark).is_file() for mark in STORE_MARKS)
-
-
-def _in_order(files: list[Path], folder: Path) -> list[Path]:
-    # Not above: tifffile is heavy, and importing this package is not.
-    from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
-
-    return planes_in_order(files, folder)
 
 
 class GrowingFolder(Growing):
@@ -113,82 +122,112 @@ class GrowingFolder(Growing):
                 f"a growing folder of planes is followed along z, not with axes "
                 f"{options.axes!r}: leave them out"
             )
+        self._names: set[str] = set()
         self._files: list[Path] = []
         self._first: Path | None = None
+        self._disorder = ""
         self._lacks_from = inf
 
     def look(self) -> None:
         """See :meth:`Growing.look`."""
-        files = [
-            Path(entry.path)
-            for entry in os.scandir(self.path)
-            if entry.name.lower().endswith((".tif", ".tiff"))
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        ]
-        self.there = len(files)
-        state = _states(files[-1:]), len(files)
-        quiet = self._settled("", state)
-        if not files or (len(files) < 3 and not quiet):
+        names = self._listed()
+        self.there = len(names)
+        few = _states(self.path / name for name in names) if len(names) < 3 else ()
+        quiet = self._settled("", (len(names), few))
+        if not names or (len(names) < 3 and not quiet):
             return
-        try:
-            ordered = _in_order(files, self.path)
-        except InputError as error:
+        # Thousands of names are put in order when a new one is there, and not whenever
+        # somebody looks.
+        if names != self._names:
+            self._disorder = ""
+            try:
+                ordered = self._in_order(names)
+            except InputError as error:
+                self._disorder = str(error)
+            else:
+                self._go_on_with(ordered)
+            self._names = names
+        if self._disorder:
             # A plane may be written before the one that lies above it.
             now = time.monotonic()
             self._lacks_from = min(self._lacks_from, now)
             if now - self._lacks_from >= ABSENT * self._settle_s:
-                self.lacks = str(error)
+                self.lacks = self._disorder
             return
         self._lacks_from, self.lacks = inf, ""
+        last = self._files[-1]
+        settled = self._settled(last.name, _states([last]))
+        self._take(len(self._files) if settled else len(self._files) - 1)
+
+    def end(self) -> None:
+        """See :meth:`Growing.end`; an InputError where planes are missing."""
+        if names := self._listed():
+            self._go_on_with(self._in_order(names))
+            self._take(len(self._files))
+
+    def _listed(self) -> set[str]:
+        with os.scandir(self.path) as entries:
+            return {
+                entry.name
+                for entry in entries
+                if entry.name.lower().endswith((".tif", ".tiff"))
+                and not entry.name.startswith(".")
+                and entry.is_file()
+            }
+
+    def _in_order(self, names: set[str]) -> list[Path]:
+        # Not above: tifffile is heavy, and importing this package is not.
+        from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
+
+        new = names - self._names
+        # As many as say, against all that are new, what the step of the numbers is.
+        known = max(KNOWN, 2 * len(new))
+        if len(self._files) == len(self._names) > known and self._names <= names:
+            last = self._files[-known:]
+            tail = planes_in_order([*last, *(self.path / n for n in new)], self.path)
+            if tail[:known] == last:
+                return [*self._files, *tail[known:]]
+        return planes_in_order([self.path / name for name in names], self.path)
+
+    def _go_on_with(self, ordered: list[Path]) -> None:
         if ordered[: self.whole] != self._files[: self.whole]:
             raise InputError(
                 f"{self.path} has got a plane before {self._files[self.whole - 1].name}"
                 ", which has been segmented already: write planes in order"
             )
         self._files = ordered
-        last = ordered[-1]
-        settled = self._settled(last.name, _states([last]))
-        self._take(len(ordered) if settled else len(ordered) - 1)
-
-    def end(self) -> None:
-        """See :meth:`Growing.end`; an InputError where planes are missing."""
-        files = [
-            p for p in self.path.iterdir() if p.suffix.lower() in (".tif", ".tiff")
-        ]
-        self._files = _in_order([p for p in files if p.name[0] != "."], self.path)
-        self._take(len(self._files))
 
     def _take(self, whole: int) -> None:
         if whole > self.whole and self._first is None:
             first = self._files[0]
-            with self._plane(first) as source:
-                self.plane_shape = (source.shape[1], source.shape[2])
-                self.dtype = source.dtype
-            self._first = first
-        self.whole = max(self.whole, whole)
 
-    def _plane(self, path: Path) -> Source:
-        """Open a plane; one that cannot be read may be on its way to the disk."""
-        for _ in range(PATIENCE):
-            try:
-                return open_volume(path, axes="zyx")
-            except InputError:
-                time.sleep(self._settle_s)
-        return open_volume(path, axes="zyx")
+            def learn() -> None:
+                with open_volume(first, axes="zyx") as source:
+                    self.plane_shape = (source.shape[1], source.shape[2])
+                    self.dtype = source.dtype
+
+            self._patiently(learn)
+            self._first = first
+        # The clock of the last one runs on: it says whether there is news.
+        for file in self._files[max(0, self.whole - 1) : whole - 1]:
+            self._changes.pop(file.name, None)
+        self.whole = max(self.whole, whole)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See :meth:`Growing.read`."""
         out = np.empty((stop - start, *self.plane_shape), self.dtype)
         for plane, path in zip(out, self._files[start:stop], strict=True):
-            with self._plane(path) as source:
-                if (source.shape, source.dtype) != ((1, *self.plane_shape), self.dtype):
-                    raise InputError(
-                        f"{path} has {source.shape} {source.dtype.name} voxels, "
-                        f"{self._first} has {(1, *self.plane_shape)} {self.dtype.name}"
-                    )
-                source.read(Box.whole(source.shape), plane[None])
+            self._patiently(partial(self._read, path, plane))
         return out
+
+    def _read(self, path: Path, plane: NDArray[Any]) -> None:
+        with open_volume(path, axes="zyx") as source:
+            if (source.shape, source.dtype) != ((1, *self.plane_shape), self.dtype):
+                raise InputError(
+                    f"{path} has {source.shape} {source.dtype.name} voxels, "
+                    f"{self._first} has {(1, *self.plane_shape)} {self.dtype.name}"
+                )
+            source.read(Box.whole(source.shape), plane[None])
 
 
 class GrowingZarr(Growing):
@@ -205,6 +244,9 @@ class GrowingZarr(Growing):
         self._source: Source | None = None
         #: The files of a layer that was taken before the array was made longer.
         self._partial: Seen = ()
+        #: Whether the disk holds more than what was opened.
+        self._stale = False
+        self._marks: Seen = ()
         self._open()
 
     def _open(self) -> None:
@@ -215,27 +257,34 @@ class GrowingZarr(Growing):
             _Store,
         )
 
-        if self._source is not None:
-            self._source.close()
         store = _Store(self.path, self._options)
         found = _find(store, self._options)
+        if "Zarr" not in found.format:
+            raise SettingsError(
+                f"{self.path} is {found.format}: of stores, only a growing Zarr can be "
+                "followed; segment it when it is complete"
+            )
         layout = layout_of(
             found.place.axes, found.array.shape, self._options, found.where
         )
-        self._source = TensorStoreSource(self.path, store, found, layout, self._options)
-        self.plane_shape = (self._source.shape[1], self._source.shape[2])
-        self.dtype = self._source.dtype
-        self.voxel_size_um = self._source.voxel_size_um
-        depth = self._source.shape[0]
+        source = TensorStoreSource(self.path, store, found, layout, self._options)
+        depth = source.shape[0]
         if self.declared is not None and depth < self.declared:
             raise InputError(
                 f"{self.path} has become shorter: {depth} planes after {self.declared}"
             )
+        if self._source is not None:
+            self._source.close()
+        self._source = source
+        self.plane_shape = (source.shape[1], source.shape[2])
+        self.dtype = source.dtype
+        self.voxel_size_um = source.voxel_size_um
         self.declared = depth
         write = found.array.chunk_layout.write_chunk.shape
         self._z_chunk = int(write[layout.zyx[0]])
         self._folder = self.path / found.place.path
         self._keys = _Keys.of(found.array, write, layout)
+        self._stale = False
 
     @property
     def _layers(self) -> int:
@@ -243,9 +292,8 @@ class GrowingZarr(Growing):
 
     def look(self) -> None:
         """See :meth:`Growing.look`."""
-        marks = ("zarr.json", ".zarray")
-        if not self._settled("", _states(self._folder / name for name in marks)):
-            self._open()
+        if not self._is_current():
+            return
         layers = self._scan(self.whole // self._z_chunk, AHEAD)
         begun = max((k for k, (files, _) in layers.items() if files), default=None)
         if begun is None:
@@ -272,9 +320,26 @@ class GrowingZarr(Growing):
                 self.whole = min((layer + 1) * self._z_chunk, self.declared or 0)
                 self._partial = files if self.whole % self._z_chunk else ()
                 self._changes.pop(str(layer))
-        if self.whole > before:
-            # What was looked at before may have been kept, as empty.
+        # What was looked at before may have been kept, as empty.
+        self._stale |= self.whole > before
+
+    def _is_current(self) -> bool:
+        """Open again what was made longer; False while its metadata is half written.
+
+        Some writers put it into its place byte by byte.
+        """
+        marks = _states(self._folder / name for name in ("zarr.json", ".zarray"))
+        settled = self._settled("", marks)
+        if settled and marks == self._marks:
+            return True
+        try:
             self._open()
+        except InputError:
+            if self._settled("", marks, ABSENT):
+                raise
+            return False
+        self._marks = marks
+        return True
 
     def _is_shorter(self, layer: int, files: Seen) -> bool:
         """Whether this layer was taken when the array ended in it, and is as it was."""
@@ -286,13 +351,19 @@ class GrowingZarr(Growing):
         layers: dict[int, tuple[Seen, int]] = {}
         empty = 0
         for layer in range(first, self._layers):
-            files = [self._folder / key for key in self._keys.of_layer(layer)]
-            found = _states(files)
-            layers[layer] = found, len(files)
+            found = self._files_of(layer)
+            layers[layer] = found, self._keys.in_a_layer
             empty = 0 if found else empty + 1
             if empty == ahead:
                 break
         return layers
+
+    def _files_of(self, layer: int) -> Seen:
+        folder = self._keys.folder_of(layer)
+        # One question where there is nothing yet, and not one for each chunk.
+        if folder is not None and not (self._folder / folder).is_dir():
+            return ()
+        return _states(self._folder / key for key in self._keys.of_layer(layer))
 
     def end(self) -> None:
         """See :meth:`Growing.end`."""
@@ -300,13 +371,43 @@ class GrowingZarr(Growing):
         begun = max((k for k, (files, _) in layers.items() if files), default=None)
         if begun is not None and not self._is_shorter(begun, layers[begun][0]):
             self.there = min((begun + 1) * self._z_chunk, self.declared or 0)
-            self.whole = max(self.whole, self.there)
-        self._open()
+            if self.there > self.whole:
+                self.doubtful = self._doubts(layers, begun)
+                self.whole = self.there
+        self._stale = True
+
+    def _doubts(self, layers: Mapping[int, tuple[Seen, int]], begun: int) -> str:
+        """What nobody can tell of the layers that are taken, up to the one `begun`."""
+        lacking = [
+            layer
+            for layer, (files, every) in layers.items()
+            if layer <= begun and len(files) < every
+        ]
+        first = min(lacking, default=begun)
+        start = max(self.whole, first * self._z_chunk)
+        planes = f"planes {start} to {self.there - 1}"
+        if lacking:
+            taken = [layers[layer] for layer in range(first, begun + 1)]
+            every = sum(n for _, n in taken)
+            absent = every - sum(len(files) for files, _ in taken)
+            return f"of {planes}, {absent} of {every} chunk files are not there"
+        if self._z_chunk > 1 and begun + 1 < self._layers:
+            return f"{planes} lie in chunk files that may have been written in part"
+        return ""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See :meth:`Growing.read`."""
-        assert self._source is not None
-        return self._source.read(Box((start, 0, 0), (stop, *self.plane_shape)))
+
+        def read() -> NDArray[Any]:
+            if self._stale:
+                self._open()
+            assert self._source is not None
+            self._stale = True
+            voxels = self._source.read(Box((start, 0, 0), (stop, *self.plane_shape)))
+            self._stale = False
+            return voxels
+
+        return self._patiently(read)
 
 
 class _Keys:
@@ -342,6 +443,18 @@ class _Keys:
                 at = layout.index[axis] // chunk
                 ranges.append(range(at, at + 1))
         return cls(prefix, separator, layout.zyx[0], ranges)
+
+    @property
+    def in_a_layer(self) -> int:
+        """How many there are for each index on z."""
+        return prod(len(r) for i, r in enumerate(self._ranges) if i != self._z_axis)
+
+    def folder_of(self, layer: int) -> str | None:
+        """The folder that holds this layer of chunks alone; None where none does."""
+        before, behind = self._ranges[: self._z_axis], self._ranges[self._z_axis + 1 :]
+        if self._separator != "/" or not behind or any(len(r) > 1 for r in before):
+            return None
+        return self._prefix + "/".join(str(i) for i in (*(r[0] for r in before), layer))
 
     def of_layer(self, layer: int) -> list[str]:
         """All keys of a layer of chunks along z."""

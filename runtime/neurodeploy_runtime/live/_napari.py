@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neurodeploy_runtime.live._segmenter import LiveSegmenter
+from neurodeploy_runtime.live._values import LivePlane
 
 #: The longest side of what is shown; napari takes long to change large layers.
 LONGEST = 1024
@@ -39,15 +40,16 @@ class LiveLayers:
         self.labels = viewer.add_labels(
             np.zeros((y, x), np.uint8), name="segmentation", scale=scale
         )
-        self._shown = -1
+        self._shown: LivePlane | None = None
 
     def update(self) -> None:
         """Show what is latest now; does nothing where that is shown already."""
         newest = self._live.preview_image(LONGEST)
         if newest is not None:
             self.image.data = newest[1]
-        plane = self._live.preview(self._shown)
-        if plane is not None:
-            self._shown = plane.z
+        plane = self._live.preview()
+        # Not by its index: another stack begins with 0 again.
+        if plane is not None and plane is not self._shown:
+            self._shown = plane
             step = self._step
             self.labels.data = (plane.voxels[::step, ::step] >= 128).astype(np.uint8)

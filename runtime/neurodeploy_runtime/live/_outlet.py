@@ -8,18 +8,16 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 from neurodeploy_runtime._errors import StreamError
+from neurodeploy_runtime._waiting import wait_for
 from neurodeploy_runtime.live._values import LivePlane
-
-#: How long a reader waits before it lets signals through.
-TICK_S = 0.2
 
 
 class Outlet:
     """A bounded queue that loses nothing; beside it futures, and the latest plane.
 
-    A plane goes to its future, where one was asked for, and else into the queue. After
-    an error readers still get what was finished before it. The latest plane is there
-    for who only looks: it holds up nobody.
+    A plane goes to its future, where one was asked for and not cancelled, and else into
+    the queue. After an error readers still get what was finished before it. The latest
+    plane is there for who only looks: it holds up nobody.
     """
 
     def __init__(self, planes: int) -> None:
@@ -58,9 +56,12 @@ class Outlet:
                 self._latest = plane
                 self._lock.notify_all()
             future = self._futures.pop(plane.z, None)
+            if future is not None and not future.set_running_or_notify_cancel():
+                future = None
             if future is None:
-                self._lock.wait_for(
-                    lambda: self._error is not None or len(self._queue) < self.planes
+                wait_for(
+                    self._lock,
+                    lambda: self._error is not None or len(self._queue) < self.planes,
                 )
                 if self._error is not None:
                     raise self._error
@@ -69,18 +70,15 @@ class Outlet:
             self._next = plane.z + 1
             self._lock.notify_all()
         if future is not None:
-            with suppress(InvalidStateError):  # its owner has cancelled it
-                future.set_result(plane)
+            future.set_result(plane)
 
     def get(self) -> LivePlane | None:
         """The next plane; None after the last."""
         with self._lock:
-            # On Windows, Ctrl-C gets through between two waits only.
-            while not self._lock.wait_for(
+            wait_for(
+                self._lock,
                 lambda: bool(self._queue) or self._ended or self._error is not None,
-                TICK_S,
-            ):
-                pass
+            )
             if self._queue:
                 plane = self._queue.popleft()
                 self._lock.notify_all()
@@ -108,27 +106,24 @@ class Outlet:
             return self._latest is not None and self._latest.z > newer_than
 
         with self._lock:
-            self._lock.wait_for(
-                lambda: newer() or self._ended or self._error is not None, timeout_s
+            wait_for(
+                self._lock,
+                lambda: newer() or self._ended or self._error is not None,
+                timeout_s,
             )
             return self._latest if newer() else None
 
     def wait_passed(self, z: int, timeout_s: float) -> bool:
         """Wait until planes before z are finished; raises what ended the stream."""
         with self._lock:
-            arrived = self._lock.wait_for(
-                lambda: self._error is not None or self._next >= z, timeout_s
+            arrived = wait_for(
+                self._lock,
+                lambda: self._error is not None or self._next >= z,
+                timeout_s,
             )
             if self._error is not None:
                 raise self._error.with_traceback(None)
             return arrived
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """Wait until every finished plane was taken."""
-        with self._lock:
-            return self._lock.wait_for(
-                lambda: self._error is not None or not self._queue, timeout_s
-            )
 
     def end(self) -> None:
         """No more planes come."""

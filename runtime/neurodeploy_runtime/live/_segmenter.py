@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from neurodeploy_runtime._at_exit import at_exit
 from neurodeploy_runtime._blend import BlendRing
 from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import (
@@ -31,6 +33,7 @@ from neurodeploy_runtime._normalise import Histogram, Normalisation
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._stream import RegionStream, StreamBuffers
+from neurodeploy_runtime._waiting import acquired
 from neurodeploy_runtime.engines import Engine, choose_engine, open_engines
 from neurodeploy_runtime.live._buffers import (
     UNKNOWN_DEPTH,
@@ -183,9 +186,12 @@ class LiveSegmenter:
         #: The thread that holds it.
         self._bringing: int | None = None
         self._lock = threading.Lock()
+        #: Held while one stack gives way to another: what is closed is then the last.
+        self._turning = threading.Lock()
         self._closed = False
         self._projection: GrowingProjections | None = None
         self._begin()
+        self._forget_exit = at_exit(_closing(self))
 
     # -- bringing planes -------------------------------------------------------
 
@@ -337,9 +343,12 @@ class LiveSegmenter:
             # The last ones may have gone to futures, and are not delivered.
             passed = self._delivery.wait(min(due, self._outlet.queued), left)
         self._raise_error()
+        if self._closed:
+            raise CancelledError("the live segmenter was closed")
         if passed and self._finishing:
             # The state says done as soon as whoever waited for it goes on.
-            self._worker.join(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            self._worker.join(min(CLOSE_S, left))
         if passed:
             return
         waiting = self._outlet.waiting
@@ -371,7 +380,11 @@ class LiveSegmenter:
             yield plane
 
     def future(self, z: int) -> Future[LivePlane]:
-        """A future of plane z, to be asked for before that plane is finished."""
+        """A future of plane z, to be asked for before that plane is finished.
+
+        What is called when it is done is called by the stream, which waits for it. Of
+        one that is cancelled in time, the plane goes where all others go.
+        """
         return self._outlet.future(operator.index(z))
 
     def preview(self, newer_than: int = -1, timeout_s: float = 0.0) -> LivePlane | None:
@@ -439,9 +452,10 @@ class LiveSegmenter:
     def status(self) -> LiveStatus:
         """How it stands now; a snapshot."""
         state = self.state
+        # Counted first: what is finished by then has arrived by the line behind.
+        counts = self._tally.counts()
         arrived, released = self._ring.arrived, self._ring.released
         room = self._ring.room
-        counts = self._tally.counts()
         finished = counts.done + counts.lost
         voxels = counts.done * prod(self.plane_shape)
         cut = min(max(released, finished), arrived)
@@ -481,9 +495,9 @@ class LiveSegmenter:
         ------
         StreamError
             The stack before is not done yet, or finished planes of it wait for their
-            reader.
+            reader; or another thread has begun one.
         """
-        state = self.state
+        outlet, state = self._outlet, self.state
         if state not in ("done", "failed"):
             raise StreamError(f"a {state} stack cannot be followed by another one")
         self._worker.join(CLOSE_S)
@@ -496,7 +510,11 @@ class LiveSegmenter:
                 f"{waiting} finished planes of this stack wait for their reader: read "
                 "planes() to its end first"
             )
-        with self._alone(self.settings.timeout_s, StreamError):
+        with self._alone(self.settings.timeout_s, StreamError), self._turning:
+            if self._closed:
+                raise StreamError("the live segmenter is closed: open another")
+            if self._outlet is not outlet:
+                raise StreamError("another thread has begun the next stack")
             self._ring.reset()
             self._begin()
 
@@ -514,9 +532,11 @@ class LiveSegmenter:
             if self._closed:
                 return
             self._closed = True
+        self._forget_exit()
         error = CancelledError("the live segmenter was closed")
-        self._outlet.fail(error)
-        self._stream.stop(error)
+        with self._turning:
+            self._outlet.fail(error)
+            self._stream.stop(error)
         self._worker.join(CLOSE_S)
         left = ["a tile"] if self._worker.is_alive() else []
         if self._delivery is not None and not self._delivery.join(CLOSE_S):
@@ -623,7 +643,7 @@ class LiveSegmenter:
             raise StreamError(
                 "this thread is bringing a plane: leave the block of slot() first"
             )
-        if not self._pushing.acquire(timeout=wait_s):
+        if not acquired(self._pushing, wait_s):
             raise busy(
                 f"another thread has been pushing for {wait_s:g} s: push from one "
                 "thread, or wait longer"
@@ -691,6 +711,8 @@ class LiveSegmenter:
                 break
             # Some of these never came.
             need = arrived + wanted - held
+        # Those that were counted, some of which may have come since.
+        arrived = self._ring.arrived
         if arrived == 0:
             return None
         kind = self.bundle.spec.normalisation
@@ -720,3 +742,14 @@ class LiveSegmenter:
         arrived = self._ring.arrived
         latency = self._tally.finished(z, valid=valid)
         self._outlet.put(LivePlane(z, voxels, valid, latency, arrived - 1 - z))
+
+
+def _closing(live: LiveSegmenter) -> Callable[[], None]:
+    """What closes one that nobody has closed, and does not keep it alive."""
+    known = weakref.ref(live)
+
+    def close() -> None:
+        if (left := known()) is not None:
+            left.close()
+
+    return close

@@ -68,6 +68,11 @@ class LiveSettings:
             raise SettingsError(
                 f"when_full {self.when_full!r} is unknown: use block, drop or fail"
             )
+        if self.output_kind not in ("mask", "probability"):
+            raise SettingsError(
+                f"output_kind {self.output_kind!r} is none of a stream: use mask or "
+                "probability"
+            )
         for name in ("learn_planes", "ring_planes", "outlet_planes", "memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:

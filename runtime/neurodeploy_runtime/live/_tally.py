@@ -85,6 +85,11 @@ class Tally:
             self._last_finished = now
         return latency
 
+    def _wall_s(self) -> float:
+        if self._first_push == 0:
+            return 0.0
+        return max(0.0, self._last_finished - self._first_push)
+
     def counts(self) -> Counts:
         """All of it, at one moment."""
         with self._lock:
@@ -94,7 +99,7 @@ class Tally:
                 lost=self._lost,
                 missing=self._missing,
                 dropped=self._dropped,
-                wall_s=max(0.0, self._last_finished - self._first_push),
+                wall_s=self._wall_s(),
                 latency_p50_s=p50,
                 latency_p95_s=p95,
                 latency_p99_s=p99,

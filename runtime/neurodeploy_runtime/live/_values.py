@@ -67,7 +67,7 @@ class LiveStatus:
     `missing` never came, `dropped` were left out by the policy. `waiting` finished
     planes have not been read. Latencies are seconds from push to finished, over the
     last 4096 planes (`latency_max_s`: over all). `mvoxel_per_s` is finished voxels
-    over the time since the first push.
+    over the time from the first push to the last plane finished.
     """
 
     state: State

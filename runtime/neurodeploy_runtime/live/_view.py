@@ -114,6 +114,11 @@ class LiveView:
             # On Windows this would let a second program take the port, too.
             allow_reuse_address = sys.platform != "win32"
 
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A page that is closed while it is sent is no news either."""
+                if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+                    super().handle_error(request, client_address)
+
         try:
             self._server = Server(("127.0.0.1", port), Handler)
         except OSError as error:
@@ -161,7 +166,7 @@ class LiveView:
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         # A page of another site must not read it through a name of its own.
-        host = (request.headers.get("Host") or "").rpartition(":")[0]
+        host = (request.headers.get("Host") or "").partition(":")[0]
         if host not in ("127.0.0.1", "localhost"):
             request.send_error(403)
             return

@@ -69,6 +69,7 @@ class PlaneWriter:
         )
         self._slab = np.zeros((self._sink.grain[0], height, width), np.uint8)
         self._open = True
+        #: Whether it is whole, and only has no name.
         self._kept = False
         self._next = 0
         self._records: dict[Shape, Record] = {}
@@ -112,9 +113,22 @@ class PlaneWriter:
                 f"{error}; what was written meanwhile is whole, and stays as "
                 f"{self._partial}"
             ) from None
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        self._partial.replace(self.path)
+        old = self.path.with_name(f"{self._partial.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # a kill left it
+        try:
+            # What was there goes when its place is taken, and not before.
+            if self.path.is_dir():
+                self.path.replace(old)
+            self._partial.replace(self.path)
+        except OSError as error:
+            if old.exists() and not self.path.exists():
+                old.replace(self.path)
+            self._kept = True
+            raise WriteError(
+                f"{self.path} cannot be replaced ({error.strerror or error}): close it "
+                f"where it is open, and rename {self._partial}, which is the result"
+            ) from error
+        shutil.rmtree(old, ignore_errors=True)
 
     def _refuse_what_lies_there(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():

@@ -82,6 +82,11 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes stacks still."""
+        return self._thread.is_alive()
+
     def begin(self, stack: Stack) -> None:
         """Begin a stack; frames may be pushed at once."""
         with self._entry:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import product
-from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,12 +24,21 @@ from neurodeploy_runtime._errors import (
 )
 from neurodeploy_runtime._report import machine, versions
 from neurodeploy_runtime._rss import machine_memory
+from neurodeploy_runtime._waiting import wait_for
 from neurodeploy_runtime.engines import Engine, open_engine
 from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
 from neurodeploy_runtime.rigs._lane import Lane, Stack, StackResult
 from neurodeploy_runtime.rigs._shared_engine import SharedEngine
+from neurodeploy_runtime.rigs._stacks import (
+    Acquisition,
+    ExpectedStack,
+    Key,
+    acquisition_of,
+    key_of,
+    letters,
+)
 
-Key = tuple[tuple[str, int], ...]
+log = logging.getLogger(__name__)
 
 
 class MdaSegmenter:
@@ -50,15 +58,17 @@ class MdaSegmenter:
     ``when_full="block"`` the camera waits, at most `timeout_s` a frame.
 
     Stacks (a position, channel, time point) are kept apart, each in a file of its own:
-    ``run.seg.p1_c0.ome.zarr``, where there are several. Frames are counted here, by
-    the index of their event: an acquisition whose camera fails ends as "completed"
-    there. A frame that did not come is a gap, reported and never shifted.
+    ``run.seg.p1_c0.ome.zarr``, where there are several; positions may have sequences of
+    their own. Frames are counted here, by the index of their event: an acquisition
+    whose camera fails ends as "completed" there. A frame that did not come is a gap,
+    reported and never shifted.
 
     An error does not stop the acquisition, which may be worth more than its
     segmentation. A frame that is refused, or finds no room, is a gap of its stack, and
     told in its `StackResult`; so is what a stack fails of, while the others go on. Only
     where the engine fails, or the acquisition cannot be segmented at all, no more
-    frames are taken. :meth:`wait` raises the first error when all is done.
+    frames are taken, and the log says so. :meth:`wait` raises the first error when all
+    is done; :meth:`check` tells before it begins whether it can be segmented.
 
     Parameters
     ----------
@@ -90,10 +100,9 @@ class MdaSegmenter:
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
         self._open: dict[Key, tuple[Lane, Stack]] = {}
-        #: Stacks that the acquisition is to bring.
-        self._expected: list[dict[str, int]] = []
-        #: Channels of which one plane is taken, and no stack.
-        self._single: frozenset[int] = frozenset()
+        self._acquisition = Acquisition("", {}, {})
+        #: Stacks whose absence has not been told.
+        self._untold: dict[Key, ExpectedStack] = {}
         self._started = False
         self._finished = False
         self._seen: set[Key] = set()
@@ -104,11 +113,8 @@ class MdaSegmenter:
         #: Why no more frames are taken.
         self._fatal: BaseException | None = None
         self._results: list[StackResult] = []
-        self._axes = ""
-        self._sizes: dict[str, int] = {}
-        self._voxel_size_um: tuple[float, float, float] | None = None
-        self._group: Key = ()
-        self._sequence: dict[str, Any] = {}
+        self._pixel_um = 0.0
+        self._group = 0
 
     # -- what pymmcore-plus calls ----------------------------------------------
 
@@ -117,6 +123,7 @@ class MdaSegmenter:
         try:
             self._start(sequence, meta)
         except BaseException as error:
+            log.error("the acquisition is not segmented: %s", error)
             with self._lock:
                 self._fatal = self._fatal or error
                 self._lock.notify_all()
@@ -129,7 +136,7 @@ class MdaSegmenter:
         if self._fatal is not None:
             return
         try:
-            self._take(np.asarray(frame), _letters(event.index))
+            self._take(np.asarray(frame), letters(event.index))
         except BaseException as error:
             self._keep(error)
 
@@ -151,6 +158,16 @@ class MdaSegmenter:
                 self._lock.notify_all()
 
     # -- what a user calls -----------------------------------------------------
+
+    def check(self, sequence: Any) -> None:
+        """Refuse a `useq.MDASequence` that cannot be segmented, before it begins.
+
+        Raises
+        ------
+        SettingsError
+            It has no stacks, or such as are not told apart.
+        """
+        acquisition_of(sequence)
 
     @contextmanager
     def attach(self, core: Any) -> Iterator[Self]:
@@ -189,7 +206,8 @@ class MdaSegmenter:
             other stacks are finished: `results` holds them.
         """
         with self._lock:
-            done = self._lock.wait_for(
+            done = wait_for(
+                self._lock,
                 lambda: self._fatal is not None or (self._finished and self._busy == 0),
                 timeout_s,
             )
@@ -210,11 +228,11 @@ class MdaSegmenter:
 
     def close(self) -> None:
         """Stop; files that are not complete are removed."""
-        for lane in self._lanes:
-            lane.close()
-        self._lanes = []
-        if self._owned:
-            self._engine.close()
+        with ExitStack() as stack:
+            # The last one first; and each of them, where another cannot be closed.
+            if self._owned:
+                stack.callback(self._engine.close)
+            self._close_lanes()
 
     def __enter__(self) -> Self:
         return self
@@ -237,7 +255,6 @@ class MdaSegmenter:
     def _start(self, sequence: Any, meta: Mapping[str, Any]) -> None:
         with self._lock:
             self._started, self._finished = True, False
-            self._expected = []
             if isinstance(self._fatal, EngineError):
                 return
             self._fatal = None
@@ -247,13 +264,8 @@ class MdaSegmenter:
                     "call wait() before the next one"
                 )
             self._error = None
-        sizes = {axis: n for axis, n in _letters(sequence.sizes).items() if n}
-        if "z" not in sizes:
-            raise SettingsError(
-                "the acquisition has no z axis of known length: give run_mda an "
-                "MDASequence with a z_plan"
-            )
-        _refuse_sub_sequences(sequence)
+            self._acquisition, self._untold = Acquisition("", {}, {}), {}
+        acquisition = acquisition_of(sequence)
         infos = meta.get("image_infos") or ()
         if not infos:
             raise SettingsError("the acquisition does not say what its frames are")
@@ -262,24 +274,16 @@ class MdaSegmenter:
             raise SettingsError(
                 f"frames of shape {shape} are no gray images: use a monochrome camera"
             )
+        self._pixel_um = float(infos[0].get("pixel_size_um") or 0)
         with self._lock:
-            self._sizes = sizes
-            order = [str(getattr(a, "value", a)) for a in sequence.axis_order]
-            self._axes = "".join(a for a in order if a in sizes)
             self._seen.clear()
             self._skipped.clear()
-            channels = list(getattr(sequence, "channels", ()))
-            self._single = frozenset(
-                i for i, c in enumerate(channels) if not getattr(c, "do_stack", True)
-            )
-            self._expected = _stacks(sizes, channels, self._single)
-        self._voxel_size_um = _voxel_size(sequence, infos[0])
-        self._sequence = {"sizes": sizes, "axis_order": self._axes}
-        inside = prod(sizes[a] for a in self._axes[self._axes.index("z") + 1 :])
-        stacks = max(1, len(self._expected))
+            self._acquisition = acquisition
+            self._untold = dict(acquisition.stacks)
         # One more than arrive together, so that the next may come while the engine
         # finishes those.
-        self._make_lanes(min(stacks, inside + 1), shape, np.dtype(infos[0]["dtype"]))
+        lanes = min(len(acquisition.stacks), acquisition.together + 1)
+        self._make_lanes(lanes, shape, np.dtype(infos[0]["dtype"]))
 
     def _make_lanes(
         self, lanes: int, shape: tuple[int, ...], dtype: np.dtype[Any]
@@ -287,12 +291,11 @@ class MdaSegmenter:
         kept = [
             lane
             for lane in self._lanes
-            if (lane.live.plane_shape, lane.live.dtype) == (shape, dtype)
+            if lane.alive and (lane.live.plane_shape, lane.live.dtype) == (shape, dtype)
         ]
         if len(kept) < lanes:
-            for lane in self._lanes:
-                lane.close()
-            self._lanes = []
+            self._close_lanes()
+            kept = self._lanes
             memory = self.settings.memory_bytes or (machine_memory() or 8 * 10**9) // 2
             settings = replace(self.settings, memory_bytes=max(1, memory // lanes))
             for _ in range(lanes):
@@ -313,51 +316,54 @@ class MdaSegmenter:
                     )
                 )
         with self._lock:
-            self._free = list(self._lanes)
+            self._free = list(kept)
+
+    def _close_lanes(self) -> None:
+        with ExitStack() as stack:
+            lanes, self._lanes = self._lanes, []
+            for lane in lanes:
+                stack.callback(lane.close)
 
     def _take(self, frame: NDArray[Any], index: dict[str, int]) -> None:
         z = index.pop("z", None)
         if z is None:
             return  # a frame outside of every stack, such as an autofocus's
-        if index.get("c") in self._single:
-            return
-        key: Key = tuple(sorted(index.items()))
-        outer = self._axes[: self._axes.index("z")]
-        group: Key = tuple((a, i) for a, i in key if a in outer)
-        if group != self._group:
-            self._group = group
-            self._finish_others(group, outer)
+        key = key_of(index)
+        expected = self._acquisition.stacks.get(key)
+        if expected is None:
+            return  # of a channel of which one plane is taken, and no stack
+        if expected.group != self._group:
+            self._group = expected.group
+            self._finish_others(expected.group)
         if key in self._skipped:
             return
-        taken = self._open.get(key) or self._begin(key, index)
+        taken = self._open.get(key) or self._begin(key, expected)
         if taken is None:
             return
         lane, stack = taken
         lane.push(stack, frame, z)
-        if z + 1 == self._sizes["z"]:
+        if z + 1 == expected.planes:
             with self._lock:
                 self._open.pop(key, None)
             lane.finish(stack)
 
-    def _finish_others(self, group: Key, outer: str) -> None:
+    def _finish_others(self, group: int) -> None:
         """A stack whose last frame did not come ends when the next ones begin."""
         with self._lock:
-            old = [
-                key
-                for key in self._open
-                if tuple((a, i) for a, i in key if a in outer) != group
-            ]
+            stacks = self._acquisition.stacks
+            old = [key for key in self._open if stacks[key].group != group]
             left = [self._open.pop(key) for key in old]
         for lane, stack in left:
             lane.finish(stack)
 
-    def _begin(self, key: Key, index: dict[str, int]) -> tuple[Lane, Stack] | None:
+    def _begin(self, key: Key, expected: ExpectedStack) -> tuple[Lane, Stack] | None:
         if key in self._seen:
             raise StreamError(f"stack {dict(key)} has come to its end before")
-        stack = Stack(index, self._path(key), self._sizes["z"], self._voxel_size_um)
+        stack = self._stack(key, expected)
         start = time.monotonic()
         with self._lock:
-            self._lock.wait_for(
+            wait_for(
+                self._lock,
                 lambda: bool(self._free) or self._fatal is not None,
                 self.settings.timeout_s,
             )
@@ -396,23 +402,25 @@ class MdaSegmenter:
             why = "no frame of it came before the acquisition ended"
             if self._fatal is not None:
                 why = f"no frame of it was taken: {self._fatal}"
-            for index in self._expected:
-                key: Key = tuple(sorted(index.items()))
+            for key, expected in self._untold.items():
                 if key not in self._seen:
-                    path, planes = self._path(key), self._sizes["z"]
-                    self._leave_out(
-                        Stack(index, path, planes, self._voxel_size_um), why
-                    )
-            self._expected = []
+                    self._leave_out(self._stack(key, expected), why)
+            self._untold = {}
+
+    def _stack(self, key: Key, expected: ExpectedStack) -> Stack:
+        z, pixel = expected.step_um, self._pixel_um
+        size = (z, pixel, pixel) if z > 0 and pixel > 0 else None
+        return Stack(expected.index, self._path(key), expected.planes, size)
 
     def _path(self, key: Key) -> Path:
-        several = [(a, i) for a, i in key if self._sizes.get(a, 1) > 1]
+        sizes, axes = self._acquisition.sizes, self._acquisition.axes
+        several = [(a, i) for a, i in key if sizes.get(a, 1) > 1]
         if not several:
             return self.output
         ending = "".join(self.output.suffixes[-2:])
         if not ending.startswith(".ome."):
             ending = self.output.suffix
-        order = sorted(several, key=lambda pair: self._axes.find(pair[0]))
+        order = sorted(several, key=lambda pair: axes.find(pair[0]))
         names = "_".join(f"{a}{i}" for a, i in order)
         stem = self.output.name.removesuffix(ending)
         return self.output.with_name(f"{stem}.{names}{ending}")
@@ -425,7 +433,10 @@ class MdaSegmenter:
             },
             "engine": self._engine.describe(),
             "index": dict(stack.index),
-            "sequence": self._sequence,
+            "sequence": {
+                "sizes": dict(self._acquisition.sizes),
+                "axis_order": self._acquisition.axes,
+            },
             "versions": versions(),
             "machine": machine(),
         }
@@ -451,49 +462,3 @@ class MdaSegmenter:
             if isinstance(error, EngineError):
                 self._fatal = self._fatal or error
             self._lock.notify_all()
-
-
-def _stacks(
-    sizes: Mapping[str, int], channels: Sequence[Any], single: frozenset[int]
-) -> list[dict[str, int]]:
-    """The index of every stack of an acquisition, without its z."""
-    axes = [axis for axis in sizes if axis != "z"]
-    found = []
-    for numbers in product(*(range(sizes[axis]) for axis in axes)):
-        index = dict(zip(axes, numbers, strict=True))
-        if (c := index.get("c")) is not None and c < len(channels):
-            every = getattr(channels[c], "acquire_every", 1)
-            if c in single or index.get("t", 0) % every:
-                continue
-        found.append(index)
-    return found
-
-
-def _refuse_sub_sequences(sequence: Any) -> None:
-    """Positions with axes of their own have stacks that `sizes` says nothing of."""
-    for number, position in enumerate(getattr(sequence, "stage_positions", ())):
-        inner = getattr(position, "sequence", None)
-        if inner is None:
-            continue
-        axes = [axis for axis, n in _letters(inner.sizes).items() if n]
-        if axes:
-            raise SettingsError(
-                f"position {number} has a sequence of its own, along {', '.join(axes)}:"
-                " stacks of such acquisitions are not told apart; give the axes to the "
-                "whole sequence, or segment each position in an acquisition of its own"
-            )
-
-
-def _letters(index: Mapping[Any, Any]) -> dict[str, int]:
-    """Numbers by the letter of their axis, which useq gives as a string or an enum."""
-    return {str(getattr(axis, "value", axis)): int(n) for axis, n in index.items()}
-
-
-def _voxel_size(
-    sequence: Any, info: Mapping[str, Any]
-) -> tuple[float, float, float] | None:
-    """Micrometres on z, y, x, as far as the acquisition says."""
-    steps = list(sequence.z_plan) if sequence.z_plan is not None else []
-    pixel = float(info.get("pixel_size_um") or 0)
-    z = abs(float(steps[1]) - float(steps[0])) if len(steps) > 1 else 0.0
-    return (z, pixel, pixel) if z > 0 and pixel > 0 else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -14,14 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._channel import Channel
 from neurodeploy_runtime._errors import (
     CancelledError,
     OverrunError,
     SettingsError,
     StreamError,
 )
+from neurodeploy_runtime._waiting import wait_for
 from neurodeploy_runtime.live import LivePlane
+from neurodeploy_runtime.live._outlet import Outlet
 from neurodeploy_runtime.serving._wire import (
     HEADER,
     LIMIT_BYTES,
@@ -38,12 +41,16 @@ from neurodeploy_runtime.serving._wire import (
     receive_payload,
 )
 
+#: Refusals that are kept; of those before them nothing is.
+KEPT_REFUSALS = 256
+
 
 class RigClient:
     """Sends planes to a `neurodeploy serve` and gets them back segmented.
 
     One thread may push while another iterates :meth:`planes`. Whoever does not read
-    is held up, as :class:`LiveSegmenter` does.
+    is held up, as :class:`LiveSegmenter` does. Of a plane the server tells the latency
+    and not the lag: `lag_planes` is 0.
 
     Parameters
     ----------
@@ -85,11 +92,13 @@ class RigClient:
         self._reader.settimeout(timeout_s)
         self._error: StreamError | None = None
         self._sending = threading.Lock()
-        #: What the server refused, while the stream lived on.
-        self.refused: list[str] = []
+        #: What the server refused last, while the stream lived on.
+        self.refused: deque[str] = deque(maxlen=KEPT_REFUSALS)
         self._asking = threading.Lock()
         self._answered = threading.Condition()
-        self._status: dict[str, Any] | None = None
+        #: Of the last answer. They come in the order of the questions, each has one.
+        self._status: dict[str, Any] = {}
+        self._asked = self._answers = 0
         self._ended: BaseException | None = None
         try:
             payload = hello.pack()
@@ -109,7 +118,7 @@ class RigClient:
                     "whether it is `neurodeploy serve`"
                 ) from None
             raise
-        self._planes: Channel[LivePlane] = Channel(self.welcome.outlet_planes)
+        self._planes = Outlet(self.welcome.outlet_planes)
         self._thread = threading.Thread(target=self._read, name="results", daemon=True)
         self._thread.start()
 
@@ -123,6 +132,8 @@ class RigClient:
         OverrunError
             The server did not read it within `timeout_s`; the connection is closed,
             because half a plane may be on its way.
+        StreamError
+            What the stream failed of, in the server or between.
         """
         shape = (self.hello.height, self.hello.width)
         if plane.shape != shape or plane.dtype.name != self.hello.dtype:
@@ -147,15 +158,17 @@ class RigClient:
             The stream has ended, or no answer came within `timeout_s`.
         """
         with self._asking:
-            with self._answered:
-                self._status = None
+            # An answer that nobody waited for any more is not that to this question.
+            self._asked += 1
+            mine = self._asked
             self._tell(Header(Kind.ASK_STATUS))
             with self._answered:
-                self._answered.wait_for(
-                    lambda: self._status is not None or self._ended is not None,
+                wait_for(
+                    self._answered,
+                    lambda: self._answers >= mine or self._ended is not None,
                     self._timeout_s,
                 )
-                if self._status is not None:
+                if self._answers >= mine:
                     return self._status
                 if self._ended is not None:
                     raise self._ended.with_traceback(None)
@@ -165,7 +178,10 @@ class RigClient:
                 )
 
     def planes(self) -> Iterator[LivePlane]:
-        """The finished planes, in order, until the last one after :meth:`finish`."""
+        """The finished planes, in order, until the last one after :meth:`finish`.
+
+        Raises, after those that had come before it, what the stream failed of.
+        """
         while (plane := self._planes.get()) is not None:
             yield plane
 
@@ -193,6 +209,7 @@ class RigClient:
 
     def _tell(self, header: Header, payload: bytes | memoryview = b"") -> None:
         """Send, or say what became of the connection."""
+        self._raise_error()
         try:
             self._send(header, payload)
         except TimeoutError:
@@ -200,12 +217,17 @@ class RigClient:
                 "the server has not read the plane in time: read planes() in another "
                 "thread, or push more slowly"
             )
+            self._end(self._error)
             self.close()
             raise self._error from None
         except OSError:
             # What the server said last says more than that the pipe is broken.
             self._thread.join(1.0)
             raise self._error or StreamError("the connection is lost") from None
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
 
     def _end(self, error: BaseException) -> None:
         """Whoever waits for something that is to come gets this error."""
@@ -224,12 +246,9 @@ class RigClient:
         data = bytearray(HEADER.size)
         if not receive_into(self._reader, memoryview(data), deadline):
             raise StreamError("the server has closed the connection")
-        header = Header.unpack(data, LIMIT_BYTES)
-        limit = (
-            self.hello.height * self.hello.width
-            if header.kind == Kind.RESULT
-            else TEXT_BYTES + 4096
-        )
+        pixels = self.hello.height * self.hello.width
+        header = Header.unpack(data, max(LIMIT_BYTES, pixels))
+        limit = pixels if header.kind == Kind.RESULT else TEXT_BYTES + 4096
         if header.length > limit:
             raise ProtocolError(
                 f"the server announces {header.length} bytes of kind {header.kind}"
@@ -248,6 +267,7 @@ class RigClient:
                 elif header.kind == Kind.STATUS:
                     with self._answered:
                         self._status = json.loads(payload)
+                        self._answers += 1
                         self._answered.notify_all()
                 elif header.kind == Kind.REFUSED:
                     self.refused.append(payload.decode(errors="replace"))
@@ -274,4 +294,4 @@ class RigClient:
             if valid
             else np.zeros(shape, np.uint8)
         )
-        return LivePlane(header.index, voxels, valid, header.value, 0)
+        return LivePlane(header.index, voxels, valid, header.value or math.nan, 0)

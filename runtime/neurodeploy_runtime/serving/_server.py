@@ -201,15 +201,23 @@ class RigServer:
             except TimeoutError:
                 continue
             except OSError as error:
-                if not self._stop.is_set():
+                if not self._stop.wait(TICK_S):
                     log.error("cannot accept a client: %s", error)
                 continue
             if self._is_busy():
                 _refuse(connection, "another client is being served: try again later")
                 continue
             log.info("client %s", peer)
-            self._session = Session(self, connection)
-            self._session.start(self._ended)
+            try:
+                self._session = Session(self, connection)
+                self._session.start(self._ended)
+            except (OSError, RuntimeError) as error:
+                # No descriptor, or no thread, is left; or the client has gone already.
+                log.error("cannot serve a client: %s", error)
+                if self._session is not None:
+                    self._session.let_go()
+                self._session = None
+                connection.close()
 
     def _is_busy(self) -> bool:
         """Whether a client is being served, and is not just going."""
@@ -263,6 +271,11 @@ class Session:
             target=self._run, args=(ended,), name="client", daemon=True
         )
         self._thread.start()
+
+    def let_go(self) -> None:
+        """Close the connection of one that was not started."""
+        self._writer.close()
+        self._reader.close()
 
     def close(self) -> None:
         """End the connection."""
@@ -387,7 +400,7 @@ class Session:
             self._server.live_settings,
             when_full=hello.when_full,
             output_kind=hello.output_kind,
-            learn_planes=max(1, hello.learn_planes),
+            learn_planes=hello.learn_planes or self._server.live_settings.learn_planes,
             normalisation=normalisation,
             ring_planes=hello.ring_planes or self._server.live_settings.ring_planes,
         )

@@ -6,7 +6,8 @@
  *
  * Input: little-endian uint16, plane after plane. Output: uint8, 0 and 255, as many
  * planes. The messages are those of PROTOCOL.md. One thread sends, the other receives:
- * a client that only sends fills the buffers between and is then held up for ever.
+ * a client that only sends fills the buffers between and is then held up for ever. Where
+ * the server ends the connection, the one that receives says why.
  *
  * POSIX; on Windows the same calls are in winsock2.h, after WSAStartup.
  * The header is copied field by field, so padding does not matter; the byte order is
@@ -14,6 +15,7 @@
  */
 #include <arpa/inet.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,16 +45,17 @@ static void die(const char *what)
     exit(1);
 }
 
-static void send_all(const void *data, size_t n)
+static int send_all(const void *data, size_t n)
 {
     const char *at = data;
     while (n > 0) {
         ssize_t sent = send(server, at, n, 0);
         if (sent <= 0)
-            die("the server has gone");
+            return 0;
         at += sent;
         n -= (size_t)sent;
     }
+    return 1;
 }
 
 static void receive_all(void *data, size_t n)
@@ -67,7 +70,8 @@ static void receive_all(void *data, size_t n)
     }
 }
 
-static void send_message(uint16_t kind, uint64_t index, const void *payload, uint32_t length)
+/* 0 where the server has gone. */
+static int send_message(uint16_t kind, uint64_t index, const void *payload, uint32_t length)
 {
     unsigned char raw[HEADER_BYTES] = {'N', 'D', 'L', 'V'};
     uint16_t version = 1;
@@ -75,9 +79,7 @@ static void send_message(uint16_t kind, uint64_t index, const void *payload, uin
     memcpy(raw + 6, &kind, 2);
     memcpy(raw + 8, &index, 8);
     memcpy(raw + 20, &length, 4);
-    send_all(raw, sizeof raw);
-    if (length > 0)
-        send_all(payload, length);
+    return send_all(raw, sizeof raw) && (length == 0 || send_all(payload, length));
 }
 
 static struct header receive_header(void)
@@ -112,7 +114,7 @@ static void *receive_results(void *unused)
     size_t pixels = (size_t)height * width;
     unsigned char *mask = malloc(pixels);
     double slowest = 0;
-    uint64_t lost = 0;
+    uint64_t finished = 0, lost = 0;
     if (mask == NULL)
         die("out of memory");
     for (;;) {
@@ -131,14 +133,17 @@ static void *receive_results(void *unused)
             die("a result is no plane");
         memset(mask, 0, pixels);
         receive_all(mask, h.length);
+        finished++;
         lost += !(h.flags & VALID);
         if (h.value > slowest)
             slowest = h.value;
         if (fwrite(mask, 1, pixels, stdout) != pixels)
             die("cannot write");
     }
-    fprintf(stderr, "%u planes, %llu not valid, slowest %.1f ms\n", planes,
-            (unsigned long long)lost, slowest * 1e3);
+    if (fflush(stdout) != 0)
+        die("cannot write");
+    fprintf(stderr, "%llu planes, %llu not valid, slowest %.1f ms\n",
+            (unsigned long long)finished, (unsigned long long)lost, slowest * 1e3);
     free(mask);
     return unused;
 }
@@ -163,6 +168,7 @@ int main(int argc, char **argv)
         noise = atof(argv[6]);
     }
     pixels = (size_t)height * width;
+    signal(SIGPIPE, SIG_IGN); /* a server that has gone is an error of send */
 
     server = socket(AF_INET, SOCK_STREAM, 0);
     address.sin_family = AF_INET;
@@ -194,7 +200,8 @@ int main(int argc, char **argv)
     for (uint64_t z = 0; z < planes; z++) {
         if (fread(plane, 2, pixels, stdin) != pixels)
             die("the input ends too early");
-        send_message(PLANE, z, plane, (uint32_t)(pixels * 2));
+        if (!send_message(PLANE, z, plane, (uint32_t)(pixels * 2)))
+            break;
     }
     send_message(FINISH, 0, NULL, 0);
     pthread_join(receiver, NULL);

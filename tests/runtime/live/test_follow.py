@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neurodeploy_runtime import (
     Box,
     CancelledError,
+    DeviceError,
+    EngineSettings,
     InputError,
     Normalisation,
     NumpyEngine,
     OutputError,
     Segmenter,
     SegmentSettings,
+    SettingsError,
+    WriteError,
     open_volume,
 )
 from neurodeploy_runtime._provenance import read_provenance
 from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
-from neurodeploy_runtime.live._growing import GrowingZarr
+from neurodeploy_runtime.live._growing import GrowingFolder, GrowingZarr
+from neurodeploy_runtime.live._writer import PlaneWriter
 from neurodeploy_runtime.volumes import ReadOptions
+from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
 
 ts = pytest.importorskip("tensorstore")
 
@@ -79,7 +89,7 @@ class Writer(threading.Thread):
                 time.sleep(0.02)
 
 
-def zarr_of(path, depth, chunk, driver="zarr3", shard=None):
+def zarr_of(path, depth, chunk, driver="zarr3", shard=None, separator="/"):
     if driver == "zarr":
         metadata = {
             "shape": [depth, *SHAPE],
@@ -95,6 +105,10 @@ def zarr_of(path, depth, chunk, driver="zarr3", shard=None):
             "chunk_grid": {
                 "name": "regular",
                 "configuration": {"chunk_shape": shard or chunk},
+            },
+            "chunk_key_encoding": {
+                "name": "default",
+                "configuration": {"separator": separator},
             },
         }
         if shard:
@@ -414,3 +428,336 @@ def test_planes_that_are_announced_within_a_chunk_are_waited_for(tmp_path):
     longer[3:].write(stack[3:]).result()
     assert looked_at(growing) == 8
     np.testing.assert_array_equal(growing.read(0, 8), stack)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([0, 1, 2], "of planes 4 to 7, 1 of 2 chunk files are not there"),
+        ([0, 1, 2, 3], "planes 4 to 7 lie in chunk files that may have"),
+    ],
+)
+def test_a_layer_that_may_be_written_in_part_is_named(bundle, tmp_path, files, said):
+    """Of two chunk files to a layer of four planes; the stack is to have twelve."""
+    stack = stack_of(12)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 12, [4, 10, 24])
+    for n in files:
+        z, y = n // 2 * 4, n % 2 * 10
+        array[z : z + 4, y : y + 10].write(stack[z : z + 4, y : y + 10]).result()
+    report = followed(bundle, path, output, timeout_s=0.5)
+    assert "ended after 8 of 12 planes" in report.warnings[0]
+    assert said in report.warnings[1]
+    assert "what was not written is taken as empty" in report.warnings[1]
+    stack[4:8] = array[4:8].read().result()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack[:8]))
+
+
+def test_fewer_planes_than_were_asked_for_are_said_to_be_so(bundle, tmp_path):
+    stack = stack_of(9)
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / f"z{z}.tif", plane)
+    report = followed(bundle, folder, tmp_path / "a.tif", planes=15, timeout_s=0.3)
+    assert "ended after 9 of 15 planes: nothing came" in report.warnings[0]
+    path = tmp_path / "acquired.zarr"
+    zarr_of(path, 30, [1, 20, 24])[:12].write(stack_of(12)).result()
+    report = followed(bundle, path, tmp_path / "b.tif", planes=7, timeout_s=30.0)
+    assert (report.shape[0], report.warnings) == (7, [])
+
+
+def test_it_can_be_stopped_when_all_planes_have_come(bundle, tmp_path):
+    stack = stack_of(12)
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(tmp_path / f"z{z:02}.tif", plane)
+    engine, cancel = Held(bundle), threading.Event()
+
+    def stop():
+        assert engine.reached.wait(30.0)
+        time.sleep(0.5)
+        cancel.set()
+        time.sleep(0.5)
+        engine.gate.set()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    live = LiveSettings(normalisation=UNIT, ring_planes=20)
+    asked = FollowSettings(live=live, planes=12, settle_s=0.02, poll_s=0.01)
+    output = tmp_path / "out.v3draw"
+    with pytest.raises(CancelledError, match="stopped by the caller"):
+        follow(tmp_path, output, bundle, asked, engines=[engine], cancel=cancel)
+    stopper.join()
+    assert not output.exists()
+
+
+def test_a_store_that_comes_late_may_be_half_written_too(bundle, tmp_path):
+    """Its metadata is there for a moment before it is whole."""
+    stack = stack_of(12)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+
+    def write():
+        time.sleep(0.7)
+        path.mkdir()
+        (path / "zarr.json").write_text('{"zarr_format": 3, "node_')
+        time.sleep(0.1)
+        (path / "zarr.json").unlink()
+        zarr_of(path, 12, [4, 20, 24]).write(stack).result()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    followed(bundle, path, output, timeout_s=1.0)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_metadata_that_is_half_written_for_a_moment_is_waited_for(bundle, tmp_path):
+    """As of a writer that does not put a new one in the place of the old."""
+    stack = stack_of(16)
+    path, output = tmp_path / "acquired.zarr", tmp_path / "out.ome.zarr"
+    array = zarr_of(path, 8, [4, 20, 24])
+    array.write(stack[:8]).result()
+
+    def write():
+        time.sleep(0.3)
+        longer = array.resize(exclusive_max=[16, *SHAPE]).result()
+        whole = (path / "zarr.json").read_text()
+        (path / "zarr.json").write_text(whole[:40])
+        time.sleep(0.2)
+        (path / "zarr.json").write_text(whole)
+        longer[8:].write(stack[8:]).result()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    followed(bundle, path, output)
+    writer.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_metadata_that_stays_damaged_is_an_error(tmp_path):
+    path = tmp_path / "acquired.zarr"
+    zarr_of(path, 8, [4, 20, 24])
+    growing = GrowingZarr(path, 0.01, ReadOptions())
+    (path / "zarr.json").write_text("{")
+    growing.look()
+    time.sleep(0.15)
+    with pytest.raises(InputError, match="no JSON"):
+        growing.look()
+
+
+def test_a_stack_that_goes_on_is_not_lost_for_want_of_a_fingerprint(bundle, tmp_path):
+    """Of a plane that nobody asked for, which is being written at the end."""
+    stack = stack_of(9)
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / f"z{z:02}.tif", plane)
+    (folder / "z09.tif").write_bytes(b"II*\0")
+    output = tmp_path / "out.tif"
+    report = followed(bundle, folder, output, planes=9, timeout_s=30.0)
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+    assert "the input has no fingerprint" in report.warnings[0]
+    assert "z09.tif" in report.warnings[0]
+
+
+def test_a_plane_that_is_written_after_the_next_one_is_waited_for(bundle, tmp_path):
+    """As by a writer of several threads: the file has its size, and half its bytes."""
+    stack = stack_of(12)
+    folder, output = tmp_path / "planes", tmp_path / "out.tif"
+    folder.mkdir()
+    for z, plane in enumerate(stack):
+        tifffile.imwrite(folder / f"z{z:02}.tif", plane, compression="zlib")
+    slow = folder / "z05.tif"
+    whole = slow.read_bytes()
+    half = len(whole) // 2
+    slow.write_bytes(whole[:half] + bytes(len(whole) - half))
+    late = threading.Timer(0.3, lambda: slow.write_bytes(whole))
+    late.start()
+    followed(bundle, folder, output, planes=12, settle_s=0.2)
+    late.join()
+    np.testing.assert_array_equal(voxels_of(output), expected_of(bundle, stack))
+
+
+def test_names_are_put_in_order_when_there_are_new_ones(tmp_path, monkeypatch):
+    for z in range(5):
+        tifffile.imwrite(tmp_path / f"z{z:02}.tif", stack_of(1)[0])
+    growing = GrowingFolder(tmp_path, 0.02, ReadOptions())
+    ordered = []
+    in_order = GrowingFolder._in_order
+
+    def counted(growing, names):
+        ordered.append(len(names))
+        return in_order(growing, names)
+
+    monkeypatch.setattr(GrowingFolder, "_in_order", counted)
+    assert looked_at(growing) == 5
+    tifffile.imwrite(tmp_path / "z05.tif", stack_of(1)[0])
+    assert looked_at(growing) == 6
+    assert ordered == [5, 6]
+
+
+def test_only_a_zarr_on_this_machine_can_be_followed(bundle, tmp_path):
+    with pytest.raises(InputError, match="lies on a server"):
+        followed(bundle, "s3://bucket/run.zarr", tmp_path / "out.tif")
+    path = tmp_path / "run.n5"
+    spec = {
+        "driver": "n5",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "metadata": {
+            "dimensions": [24, 20, 8],
+            "blockSize": [24, 20, 4],
+            "dataType": "uint16",
+            "compression": {"type": "raw"},
+        },
+    }
+    ts.open(spec, create=True).result()
+    with pytest.raises(SettingsError, match="is N5: of stores, only a growing Zarr"):
+        followed(bundle, path, tmp_path / "out.tif", timeout_s=30.0)
+
+
+def test_nothing_is_left_behind_by_a_kill(bundle, tmp_path):
+    """What is finished lies in a file without a name until the depth is known."""
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    for z, plane in enumerate(stack_of(20)):
+        tifffile.imwrite(folder / f"z{z:02}.tif", plane)
+    seen = []
+    live = LiveSettings(normalisation=UNIT)
+    follow(
+        folder,
+        tmp_path / "out.tif",
+        bundle,
+        FollowSettings(live=live, planes=20, settle_s=0.02, poll_s=0.01),
+        engines=[NumpyEngine(bundle)],
+        progress=lambda p: seen.append([f.name for f in tmp_path.iterdir()]),
+    )
+    assert seen
+    assert all(names == ["planes"] for names in seen)
+
+
+def test_a_result_that_is_open_elsewhere_is_kept_under_another_name(
+    tmp_path, monkeypatch
+):
+    """As on Windows, where what is open cannot be replaced."""
+    path = tmp_path / "out.tif"
+    path.write_bytes(b"open in a viewer")
+    replace = Path.replace
+
+    def refused(self, target):
+        if Path(target) == path:
+            raise PermissionError(13, "it is used by another process")
+        return replace(self, target)
+
+    def write():
+        with PlaneWriter(path, (3, *SHAPE), overwrite=True) as writer:
+            for plane in np.ones((3, *SHAPE), np.uint8):
+                writer.add(plane)
+            monkeypatch.setattr(Path, "replace", refused)
+            writer.finish({})
+
+    with pytest.raises(WriteError, match=r"rename .*\.out\.partial\.tif, which is the"):
+        write()
+    assert path.read_bytes() == b"open in a viewer"
+    assert voxels_of(tmp_path / ".out.partial.tif").all()
+
+
+def test_a_store_that_is_written_over_goes_when_the_new_one_is_there(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "out.ome.zarr"
+    for value in (1, 2):
+        with PlaneWriter(path, (3, *SHAPE), overwrite=True) as writer:
+            for plane in np.full((3, *SHAPE), value, np.uint8):
+                writer.add(plane)
+            writer.finish({})
+    assert (voxels_of(path) == 2).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["out.ome.zarr"]
+    replace = Path.replace
+
+    def refused(self, target):
+        if self.name.startswith(".out") and Path(target) == path and self != old:
+            raise PermissionError(13, "it is used by another process")
+        return replace(self, target)
+
+    old = tmp_path / ".out.ome.partial.zarr.old"
+
+    def write():
+        with PlaneWriter(path, (3, *SHAPE), overwrite=True) as writer:
+            monkeypatch.setattr(Path, "replace", refused)
+            writer.finish({})
+
+    with pytest.raises(WriteError, match="cannot be replaced"):
+        write()
+    assert (voxels_of(path) == 2).all()
+
+
+@pytest.mark.parametrize("separator", ["/", "."])
+def test_where_there_is_nothing_yet_not_every_chunk_is_asked_for(
+    tmp_path, monkeypatch, separator
+):
+    path = tmp_path / "acquired.zarr"
+    array = zarr_of(path, 400, [4, 2, 2], separator=separator)
+    array[:8].write(stack_of(8)).result()
+    growing = GrowingZarr(path, 0.02, ReadOptions())
+    assert looked_at(growing) == 4
+    asked = []
+    stat = os.stat
+
+    def counted(path, **how):
+        asked.append(path)
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", counted)
+    growing.look()
+    # A layer has 120 chunks; 64 empty ones are looked for.
+    assert (len(asked) < 500) == (separator == "/")
+
+
+@pytest.mark.parametrize(
+    ("live", "error"),
+    [
+        ({"engine": EngineSettings(device="cuda:7")}, DeviceError),
+        ({"overlap": 0.9}, SettingsError),
+        ({"ring_planes": 2}, SettingsError),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_plane(
+    bundle, tmp_path, live, error
+):
+    asked = FollowSettings(live=LiveSettings(**live), timeout_s=30.0)
+    started = time.monotonic()
+    with pytest.raises(error):
+        follow(tmp_path / "planes", tmp_path / "out.tif", bundle, asked)
+    assert time.monotonic() - started < 20.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    step=st.integers(1, 3),
+    absent=st.sets(st.integers(0, 99), max_size=4),
+    batches=st.lists(st.integers(1, 30), min_size=3, max_size=12),
+    shuffled=st.randoms(),
+)
+def test_new_planes_are_put_behind_the_last_as_among_all(
+    tmp_path_factory, step, absent, batches, shuffled
+):
+    folder = tmp_path_factory.mktemp("planes")
+    growing = GrowingFolder(folder, 0.0, ReadOptions())
+    numbers = [step * n for n in range(100) if n not in absent]
+    names = [f"z{n:03}.tif" for n in numbers]
+    seen = []
+    for size in batches:
+        some, names = names[:size], names[size:]
+        shuffled.shuffle(some)
+        seen += some
+        if len(seen) < 3:
+            continue
+        try:
+            expected = planes_in_order([folder / n for n in seen], folder)
+        except InputError:
+            # Where it is told by the last ones alone, it is told, too.
+            with pytest.raises(InputError, match="lacks planes"):
+                growing._in_order(set(seen))
+            return
+        assert growing._in_order(set(seen)) == expected
+        growing._names, growing._files = set(seen), expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import tracemalloc
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurodeploy_runtime import (
+    CancelledError,
     EngineError,
     Histogram,
     InputError,
@@ -27,6 +29,7 @@ from neurodeploy_runtime import (
     SettingsError,
     StreamError,
 )
+from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime.live import Gap, LiveSegmenter, LiveSettings
 
 UNIT = Normalisation("unit", 0.0, 255.0)
@@ -774,3 +777,178 @@ def test_a_closed_one_keeps_no_buffers_and_still_says_how_it_stood(bundle):
     )
     assert live.preview_image() is None
     live.fail(EngineError("said too late"))
+
+
+def test_a_flush_ends_at_once_where_on_plane_fails(bundle, monkeypatch):
+    stack = stack_of(9)
+    go = threading.Event()
+
+    def burst(plane):
+        assert go.wait(WAIT_S)
+        raise ValueError("the disk is full")
+
+    with opened(bundle, stack, on_plane=burst) as live:
+        live.push(stack)
+        live.finish()
+        assert live._outlet.wait_passed(9, WAIT_S)
+        # It has said that it ends, and is not over yet.
+        monkeypatch.setattr(live._delivery._thread, "is_alive", lambda: True)
+        threading.Timer(0.2, go.set).start()
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="the disk is full"):
+            live.flush(WAIT_S)
+        assert time.monotonic() - started < WAIT_S / 2
+        monkeypatch.undo()
+
+
+def test_an_error_of_this_package_from_on_plane_ends_the_stream_too(bundle):
+    """As where it segments something itself, and that is stopped."""
+    stack = stack_of(9)
+
+    def stopped(plane):
+        raise CancelledError("stopped by the caller")
+
+    with opened(bundle, stack, on_plane=stopped) as live:
+        live.push(stack)
+        with pytest.raises(CancelledError, match="stopped by the caller"):
+            live.flush(WAIT_S)
+        assert live.state == "failed"
+
+
+def live_threads():
+    return [t for t in threading.enumerate() if t.name == "live"]
+
+
+def test_of_two_threads_one_begins_the_next_stack(bundle):
+    stack = stack_of(9)
+    said: list[BaseException] = []
+    with opened(bundle, stack, timeout_s=WAIT_S) as live:
+
+        def again():
+            try:
+                live.again()
+            except StreamError as error:
+                said.append(error)
+
+        live.push(stack)
+        live.finish()
+        assert len(list(live.planes())) == 9
+        live.flush(WAIT_S)
+        threads = [threading.Thread(target=again) for _ in range(2)]
+        with live._pushing:
+            for thread in threads:
+                thread.start()
+            time.sleep(0.2)
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert "another thread has begun the next stack" in str(said[0])
+        assert (len(said), len(live_threads())) == (1, 1)
+        live.push(stack)
+        live.finish()
+        assert len(list(live.planes())) == 9
+
+
+def test_what_is_closed_meanwhile_begins_no_other_stack(bundle):
+    stack = stack_of(9)
+    said: list[BaseException] = []
+    before = set(threading.enumerate())
+    live = opened(bundle, stack, timeout_s=WAIT_S)
+
+    def again():
+        try:
+            live.again()
+        except StreamError as error:
+            said.append(error)
+
+    live.push(stack)
+    live.finish()
+    assert len(list(live.planes())) == 9
+    live.flush(WAIT_S)
+    thread = threading.Thread(target=again)
+    with live._pushing:
+        thread.start()
+        time.sleep(0.2)
+        live.close()
+    thread.join(WAIT_S)
+    assert "is closed" in str(said[0])
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_counts_add_up_for_who_looks_while_planes_come(bundle, monkeypatch):
+    stack = stack_of(80)
+    with opened(bundle, stack) as live:
+        live.push(stack[:9])
+        live.flush(WAIT_S)
+        counts = live._tally.counts
+
+        def meanwhile():
+            monkeypatch.undo()
+            live.push(stack[9:60], timeout_s=WAIT_S)
+            live.flush(WAIT_S)
+            return counts()
+
+        monkeypatch.setattr(live._tally, "counts", meanwhile)
+        s = live.status
+        assert s.pushed == s.queued + s.in_flight + s.done + s.lost
+        assert s.done >= 50
+
+
+def test_planes_that_come_while_it_is_counted_are_learnt_from(
+    make_identity_bundle, monkeypatch
+):
+    """Those that were counted, and not only those that came before the count."""
+    made = make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
+    stack = stack_of(60, dtype=np.uint16)
+    wait, waited, pushed = PlaneRing.wait, threading.Event(), threading.Event()
+
+    def wait_and_more(ring, planes):
+        answer = wait(ring, planes)
+        waited.set()
+        assert pushed.wait(WAIT_S)
+        return answer
+
+    monkeypatch.setattr(PlaneRing, "wait", wait_and_more)
+    with opened(made, stack, normalisation=None, learn_planes=10) as live:
+        live.push(stack[0])
+        live.push(stack[6:10], z=6)
+        assert waited.wait(WAIT_S)
+        live.push(stack[10:16])
+        pushed.set()
+        for z in range(16, 60):
+            live.push(stack[z], z=z, timeout_s=WAIT_S)
+        live.finish()
+        assert len(list(live.planes())) == 60
+        learnt = live.status.normalisation
+    histogram = Histogram(np.uint16)
+    histogram.add(stack[[0, *range(6, 15)]])
+    assert learnt == histogram.freeze("background-asinh")
+
+
+def test_one_may_wait_for_ever(bundle):
+    stack = stack_of(9)
+    with opened(bundle, stack, timeout_s=math.inf) as live:
+        live.push(stack[:8])
+        with live.slot(timeout_s=math.inf) as voxels:
+            voxels[:] = stack[8]
+        assert live.preview(timeout_s=math.inf).z >= 0
+        live.finish()
+        live.flush(math.inf)
+        assert len(list(live.planes())) == 9
+
+
+def test_the_plane_of_a_future_that_was_cancelled_is_not_lost(bundle):
+    """As asyncio cancels one for which nobody waits any more."""
+    stack = stack_of(20)
+    with opened(bundle, stack) as live:
+        futures = [live.future(z) for z in (3, 7)]
+        assert futures[0].cancel()
+        live.push(stack)
+        live.finish()
+        assert [p.z for p in live.planes()] == [z for z in range(20) if z != 7]
+        assert futures[1].result(WAIT_S).z == 7
+
+
+def test_a_kind_of_output_that_no_stream_has_is_refused():
+    for kind in ("both", "masks"):
+        with pytest.raises(SettingsError, match=f"output_kind '{kind}' is none of"):
+            LiveSettings(output_kind=kind)

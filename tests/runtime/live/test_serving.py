@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import neurodeploy_runtime.serving
 from neurodeploy_runtime import (
     EngineError,
+    Histogram,
     Normalisation,
     NumpyEngine,
     OverrunError,
@@ -304,7 +305,8 @@ def test_a_hello_of_any_bytes_is_read_or_refused(data):
     assert Hello.unpack(hello.pack()) == hello
 
 
-def test_the_example_in_c_gets_what_segment_gives(bundle, server, tmp_path):
+def compiled(tmp_path):
+    """The worked example, as a program."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler (cc, gcc) on this machine")
@@ -313,10 +315,14 @@ def test_the_example_in_c_gets_what_segment_gives(bundle, server, tmp_path):
     command = [compiler, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
     command += ["-O2", "-pthread", f"{folder}/example_client.c", "-o", str(program)]
     subprocess.run(command, check=True)
+    return str(program)
+
+
+def test_the_example_in_c_gets_what_segment_gives(bundle, server, tmp_path):
     stack = stack_of(30)
     shape = [str(server.port), str(HEIGHT), str(WIDTH), "30", "0", "65535"]
     done = subprocess.run(
-        [str(program), *shape],
+        [compiled(tmp_path), *shape],
         input=stack.astype("<u2").tobytes(),
         capture_output=True,
         check=True,
@@ -325,6 +331,22 @@ def test_the_example_in_c_gets_what_segment_gives(bundle, server, tmp_path):
     masks = np.frombuffer(done.stdout, np.uint8).reshape(stack.shape)
     np.testing.assert_array_equal(masks, expected_of(bundle, stack))
     assert b"30 planes, 0 not valid" in done.stderr
+
+
+def test_the_example_in_c_says_what_the_server_failed_of(bundle, tmp_path):
+    """And is not ended by a signal, because it was sending."""
+    planes = 4000
+    with serving(bundle, Broken(bundle)) as server:
+        shape = [str(server.port), str(HEIGHT), str(WIDTH), str(planes), "0", "65535"]
+        done = subprocess.run(
+            [compiled(tmp_path), *shape],
+            input=bytes(planes * HEIGHT * WIDTH * 2),
+            capture_output=True,
+            check=False,
+            timeout=WAIT_S,
+        )
+    assert done.returncode == 1
+    assert b"the device is gone" in done.stderr
 
 
 def said_at_last(connection):
@@ -472,9 +494,98 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever():
                 opened.close()
 
 
+def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question():
+    listening, clients = deaf_server(WELCOME)
+
+    def say(pushed):
+        text = b'{"pushed": %d}' % pushed
+        clients[0].sendall(Header(Kind.STATUS, length=len(text)).pack() + text)
+
+    try:
+        port = listening.getsockname()[1]
+        with RigClient(HELLO, port, timeout_s=0.5) as client:
+            with pytest.raises(StreamError, match="how it stands"):
+                client.status()
+            answers = [threading.Timer(0.1 * n, say, [n]) for n in (1, 2)]
+            for one in answers:
+                one.start()
+            assert client.status() == {"pushed": 2}
+            for one in answers:
+                one.join()
+    finally:
+        for opened in (listening, *clients):
+            opened.close()
+
+
 def test_no_two_servers_have_one_port(server, bundle, monkeypatch):
     with pytest.raises(SettingsError, match="use another port"):
         serving(bundle, port=server.port)
     # As on Windows, where SO_REUSEADDR would let it.
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
     assert address_option() == -5
+
+
+def test_a_hello_that_says_no_number_learns_as_the_server_does(make_identity_bundle):
+    made = make_identity_bundle(tile=(8, 16, 16), normalisation="background-asinh")
+    stack = stack_of(20)
+    with (
+        serving(made) as server,
+        RigClient(Hello(HEIGHT, WIDTH, "uint16", learn_planes=0), server.port) as rig,
+    ):
+        assert len(served(rig, stack)) == 20
+        learnt = server.live.status.normalisation
+    histogram = Histogram(np.uint16)
+    histogram.add(stack[: LiveSettings.learn_planes])
+    assert learnt == histogram.freeze("background-asinh")
+
+
+def test_a_client_that_cannot_be_served_does_not_end_the_server(
+    server, bundle, monkeypatch
+):
+    """As where no descriptor is left for it, or it has gone already."""
+    start = Session.start
+
+    def fail(session, ended):
+        raise OSError(24, "too many open files")
+
+    monkeypatch.setattr(Session, "start", fail)
+    with raw(server) as connection:
+        assert connection.recv(1) == b""
+    monkeypatch.setattr(Session, "start", start)
+    check_it_goes_on(server, bundle)
+
+
+class Broken(NumpyEngine):
+    """Answers so many batches, and fails then."""
+
+    def __init__(self, bundle, whole=0):
+        super().__init__(bundle)
+        self.whole = whole
+
+    def infer(self, batch, out):
+        if self.whole == 0:
+            raise EngineError("the device is gone")
+        self.whole -= 1
+        super().infer(batch, out)
+
+
+def test_what_came_before_a_failure_is_not_lost_and_the_next_push_hears_of_it(bundle):
+    # A layer of 20 × 24 pixels is 4 tiles of 16; the second one takes 15 planes.
+    stack = stack_of(15)
+    found = []
+    with (
+        serving(bundle, Broken(bundle, 4)) as server,
+        RigClient(HELLO, server.port) as client,
+    ):
+
+        def take():
+            for plane in client.planes():
+                found.append(plane.z)
+
+        for plane in stack:
+            client.push(plane)
+        client._thread.join(WAIT_S)
+        for call in (lambda: client.push(stack[0]), client.finish, take):
+            with pytest.raises(StreamError, match="the device is gone"):
+                call()
+    assert found == list(range(6))

@@ -155,3 +155,46 @@ def test_a_page_lets_go_of_what_is_not_segmented_any_more(live):
         shown.clear()
         assert view.picture() == b""
         assert view._shown is None
+
+
+def test_layers_go_on_with_the_next_stack(live):
+    """Whose indices begin with 0 again."""
+
+    class Layer:
+        def __init__(self, data, name, scale):
+            self.data = data
+
+    class Viewer:
+        add_image = add_labels = staticmethod(Layer)
+
+    layers = LiveLayers(Viewer(), live)
+    for value, depth in ((255, 20), (0, 9)):
+        live.push(np.full((depth, 40, 60), value, np.uint8))
+        live.finish()
+        live.flush(30)
+        assert len(list(live.planes())) == depth
+        layers.update()
+        assert (layers.labels.data == (value > 0)).all()
+        live.again()
+
+
+def test_a_page_that_is_closed_while_it_is_sent_is_no_news(live, capfd, monkeypatch):
+    with LiveView(live) as view:
+
+        def gone(request):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+        monkeypatch.setattr(view, "_answer", gone)
+        with pytest.raises(OSError, match="closed connection"):
+            fetch(view, "")
+        monkeypatch.setattr(view, "_answer", lambda request: 1 / 0)
+        with pytest.raises(OSError, match="closed connection"):
+            fetch(view, "")
+    said = capfd.readouterr().err
+    assert "Connection reset by peer" not in said
+    assert "ZeroDivisionError" in said
+
+
+def test_a_port_that_need_not_be_said_is_no_other_site(live):
+    with LiveView(live) as view:
+        assert fetch(view, "status.json", Host="127.0.0.1")[0] == "application/json"

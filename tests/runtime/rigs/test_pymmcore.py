@@ -31,6 +31,12 @@ from neurodeploy_runtime import (  # noqa: E402
     open_volume,
 )
 from neurodeploy_runtime.live import LiveSettings  # noqa: E402
+from neurodeploy_runtime.rigs._lane import Lane  # noqa: E402
+from neurodeploy_runtime.rigs._stacks import (  # noqa: E402
+    acquisition_of,
+    by_events,
+    by_sizes,
+)
 from neurodeploy_runtime.rigs.pymmcore import MdaSegmenter  # noqa: E402
 
 UNIT = Normalisation("unit", 0.0, 65535.0)
@@ -346,11 +352,138 @@ def test_a_channel_without_a_stack_is_passed_over(bundle, make_core, tmp_path):
     assert (result.index, result.frames) == ({"c": 0}, 9)
 
 
-def test_positions_with_a_grid_of_their_own_are_refused(bundle, make_core, tmp_path):
+def test_positions_with_sequences_of_their_own_are_kept_apart(bundle, tmp_path):
+    """A grid at one, another depth at the next, and one as the whole sequence says."""
     grid = useq.MDASequence(grid_plan={"rows": 1, "columns": 2})
+    deep = useq.MDASequence(z_plan={"range": 11, "step": 1.0})
+    positions = [
+        {"x": 0.0, "y": 0.0, "z": 0.0, "sequence": grid},
+        {"x": 9.0, "y": 0.0, "z": 0.0, "sequence": deep},
+        {"x": 0.0, "y": 9.0, "z": 0.0},
+    ]
+    sequence = z_stack(9, stage_positions=positions)
+    frames: dict[tuple, list[int]] = {}
     said = {"image_infos": [{"plane_shape": SHAPE, "dtype": "uint16"}]}
+    live = made(bundle, tmp_path / "run.ome.zarr")
+    live.check(sequence)
+    live.sequenceStarted(sequence, said)
+    for n, event in enumerate(sequence):
+        live.frameReady(frame(n), event)
+        index = {str(a): i for a, i in event.index.items() if a != "z"}
+        frames.setdefault(tuple(sorted(index.items())), []).append(n)
+    live.sequenceFinished(sequence)
+    with live:
+        results = live.wait(WAIT_S)
+    assert {r.path.name: r.planes for r in results} == {
+        "run.p0_g0.ome.zarr": 9,
+        "run.p0_g1.ome.zarr": 9,
+        "run.p1.ome.zarr": 12,
+        "run.p2.ome.zarr": 9,
+    }
+    for result in results:
+        assert (result.error, result.invalid) == (None, ())
+        numbers = frames[tuple(sorted(result.index.items()))]
+        assert len(numbers) == result.frames == result.planes
+        np.testing.assert_array_equal(
+            voxels_of(result.path), expected_of(bundle, numbers)
+        )
+
+
+class Twice:
+    """A sequence of which every event comes twice."""
+
+    def __init__(self, sequence):
+        self._sequence = sequence
+
+    def __getattr__(self, name):
+        return getattr(self._sequence, name)
+
+    def __iter__(self):
+        return iter([*self._sequence, *self._sequence])
+
+
+def test_stacks_that_have_one_index_are_refused_before_they_begin(bundle, tmp_path):
+    inner = useq.MDASequence(z_plan={"range": 2, "step": 1.0})
+    positions = [{"z": 0.0, "sequence": inner}]
+    sequence = Twice(useq.MDASequence(stage_positions=positions))
     with made(bundle, tmp_path / "run.ome.zarr") as live:
-        positions = [{"x": 0.0, "y": 0.0, "sequence": grid}]
-        live.sequenceStarted(z_stack(3, stage_positions=positions), said)
-        with pytest.raises(SettingsError, match="position 0 has a sequence of its own"):
+        with pytest.raises(
+            SettingsError, match=r"plane 0 of stack \{'p': 0\} comes twice"
+        ):
+            live.check(sequence)
+        said = {"image_infos": [{"plane_shape": SHAPE, "dtype": "uint16"}]}
+        live.sequenceStarted(sequence, said)
+        live.sequenceFinished(sequence)
+        with pytest.raises(SettingsError, match="comes twice"):
             live.wait(WAIT_S)
+
+
+CHANNELS = [
+    {"config": "488"},
+    {"config": "561", "do_stack": False},
+    {"config": "640", "acquire_every": 2},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Channels with skipped frames")
+@pytest.mark.parametrize("order", ["tpgcz", "tpgzc", "tzpgc", "ptgcz", "pctgz"])
+@pytest.mark.parametrize("axes", ["tpgc", "pc", "tc", "g", ""])
+def test_stacks_are_those_of_the_events_without_looking_at_them(order, axes):
+    asked = {
+        "t": {"time_plan": {"interval": 0.0, "loops": 3}},
+        "p": {"stage_positions": [{"z": 0.0}, {"z": 50.0}]},
+        "g": {"grid_plan": {"rows": 1, "columns": 2}},
+        "c": {"channels": CHANNELS},
+    }
+    more = {k: v for axis in axes for k, v in asked[axis].items()}
+    sequence = z_stack(4, axis_order=order, **more)
+    fast, plain = by_sizes(sequence), by_events(sequence)
+    assert fast == plain
+    assert fast == acquisition_of(sequence)
+    assert fast.stacks
+
+
+def test_a_lane_that_has_ended_takes_no_stack_of_the_next_acquisition(
+    bundle, make_core, tmp_path, monkeypatch
+):
+    """As where a tile had not come back in time."""
+    core = make_core()
+    with made(bundle, tmp_path / "run.ome.zarr") as live:
+        monkeypatch.setattr(Lane, "_again", lambda lane, whole: False)
+        core.run_mda(z_stack(9), output=live, block=True)
+        live.wait(WAIT_S)
+        live._lanes[0]._thread.join(WAIT_S)
+        monkeypatch.undo()
+        live._overwrite = True
+        core.run_mda(z_stack(9), output=live, block=True)
+        assert len(live.wait(WAIT_S)) == 2
+
+
+def test_the_engine_is_given_back_where_a_lane_cannot_be_closed(
+    bundle, tmp_path, monkeypatch
+):
+    class Noted(NumpyEngine):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    engine = Noted(bundle)
+    live = made(bundle, tmp_path / "run.ome.zarr", engine)
+    live._owned = True
+    said = {"image_infos": [{"plane_shape": SHAPE, "dtype": "uint16"}]}
+    positions = [{"z": float(z)} for z in range(2)]
+    live.sequenceStarted(z_stack(9, stage_positions=positions), said)
+    lanes = list(live._lanes)
+    close = Lane.close
+
+    def stuck(lane):
+        close(lane)
+        if lane is lanes[1]:
+            raise StreamError("a tile has not come back")
+
+    monkeypatch.setattr(Lane, "close", stuck)
+    with pytest.raises(StreamError, match="has not come back"):
+        live.close()
+    assert engine.closed
+    assert [lane.alive for lane in lanes] == [False, False]

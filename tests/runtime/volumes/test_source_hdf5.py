@@ -4,6 +4,7 @@ import h5py
 import imagecodecs
 import numpy as np
 import pytest
+from volume_writers import write_imaris
 
 from neurodeploy_runtime import Box, InputError, SettingsError
 from neurodeploy_runtime.volumes import open_volume
@@ -19,35 +20,6 @@ def a_stack(seed=0, shape=SHAPE, top=60_000):
 def whole(path, **options):
     with open_volume(path, **options) as volume:
         return volume.read(Box.whole(volume.shape))
-
-
-def letters(text):
-    return np.array([c.encode() for c in str(text)], "S1")
-
-
-def write_imaris(path, channels, **how):
-    """Two levels; every array is filled up to whole chunks, as Imaris does."""
-    with h5py.File(path, "w") as file:
-        image = file.create_group("DataSetInfo/Image")
-        for number, (low, high) in enumerate(((10, 45), (0, 25), (-11, 11))):
-            image.attrs[f"ExtMin{number}"] = letters(low)
-            image.attrs[f"ExtMax{number}"] = letters(high)
-        image.attrs["Unit"] = letters("um")
-        for level in range(2):
-            for number, voxels in enumerate(channels):
-                voxels = voxels[:, :: 2**level, :: 2**level]
-                group = file.create_group(
-                    f"DataSet/ResolutionLevel {level}/TimePoint 0/Channel {number}"
-                )
-                filled = [
-                    -(-n // c) * c for n, c in zip(voxels.shape, CHUNK, strict=True)
-                ]
-                room = np.full(filled, 12345, np.uint16)
-                room[tuple(slice(n) for n in voxels.shape)] = voxels
-                for axis, extent in zip("ZYX", voxels.shape, strict=True):
-                    group.attrs[f"ImageSize{axis}"] = letters(extent)
-                group.create_dataset("Data", data=room, chunks=CHUNK, **how)
-    return path
 
 
 @pytest.mark.parametrize("how", [{"compression": "gzip", "compression_opts": 2}, {}])

@@ -1,10 +1,9 @@
 """TIFF dialects: what a file says of itself is believed, and nothing is guessed."""
 
-import uuid
-
 import numpy as np
 import pytest
 import tifffile
+from volume_writers import an_ome_set
 
 from neurodeploy_runtime import Box, InputError, SettingsError
 from neurodeploy_runtime.volumes import open_volume
@@ -206,42 +205,6 @@ def test_the_levels_of_a_pyramid(tmp_path):
         assert volume.voxel_size_um == (2.0, 1.0, 1.0)
     with pytest.raises(InputError, match="no level 2: choose 0 to 1"):
         open_volume(path, level=2)
-
-
-def an_ome_set(folder, voxels, **how):
-    """Two files that hold the planes of one volume, as Micro-Manager splits it."""
-    half = len(voxels) // 2
-    parts = {"a_0.ome.tif": voxels[:half], "a_1.ome.tif": voxels[half:]}
-    names = {name: f"urn:uuid:{uuid.uuid4()}" for name in parts}
-    data, first = "", 0
-    for name, planes in parts.items():
-        for ifd in range(len(planes)):
-            data += (
-                f'<TiffData FirstZ="{first}" FirstC="0" FirstT="0" IFD="{ifd}" '
-                f'PlaneCount="1"><UUID FileName="{name}">{names[name]}</UUID>'
-                "</TiffData>"
-            )
-            first += 1
-    z, y, x = voxels.shape
-    for name, planes in parts.items():
-        xml = (
-            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns='
-            '"http://www.openmicroscopy.org/Schemas/OME/2016-06" '
-            f'UUID="{names[name]}"><Image ID="Image:0"><Pixels ID="Pixels:0" '
-            f'DimensionOrder="XYZCT" Type="uint16" SizeX="{x}" SizeY="{y}" SizeZ="{z}" '
-            'SizeC="1" SizeT="1" PhysicalSizeX="500" PhysicalSizeXUnit="nm" '
-            'PhysicalSizeY="0.5" PhysicalSizeZ="2"><Channel ID="Channel:0:0" '
-            f'SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
-        )
-        tifffile.imwrite(
-            folder / name,
-            planes,
-            photometric="minisblack",
-            description=xml,
-            metadata=None,
-            **how,
-        )
-    return folder / "a_0.ome.tif"
 
 
 @pytest.mark.parametrize("how", [{}, {"compression": "lzw"}, {"rowsperstrip": 5}])

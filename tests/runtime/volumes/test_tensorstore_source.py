@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from volume_writers import n5, ome_zarr_04, zarr2
 
 from neurodeploy_runtime._errors import InputError, ReadError, SettingsError
 from neurodeploy_runtime._geometry import Box
@@ -31,71 +32,6 @@ def ome_zarr(path, voxels):
         for unit in sink.units():
             sink.write(unit, voxels[unit.slices])
         sink.finish({})
-    return path
-
-
-def zarr2(path, voxels, chunks, separator="/"):
-    store = ts.open(
-        {
-            "driver": "zarr",
-            "kvstore": f"file://{path}/",
-            "metadata": {
-                "shape": list(voxels.shape),
-                "chunks": list(chunks),
-                "dtype": voxels.dtype.str,
-                "compressor": {"id": "blosc", "cname": "lz4"},
-                "dimension_separator": separator,
-            },
-        },
-        create=True,
-    ).result()
-    store.write(voxels).result()
-    return path
-
-
-def ome_zarr_04(path, voxels):
-    """Five axes, two levels, as the installed base has them."""
-    zarr2(path / "0", voxels, (1, 1, 4, 8, 8))
-    zarr2(path / "1", voxels[..., ::2, ::2], (1, 1, 4, 8, 8))
-    levels = [
-        {
-            "path": str(n),
-            "coordinateTransformations": [
-                {"type": "scale", "scale": [1, 1, 1000, 250.0 * s, 250.0 * s]}
-            ],
-        }
-        for n, s in enumerate((1, 2))
-    ]
-    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
-    axes += [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
-    image = {
-        "version": "0.4",
-        "axes": axes,
-        "datasets": levels,
-        "coordinateTransformations": [{"type": "scale", "scale": [1, 1, 2, 1, 1]}],
-    }
-    (path / ".zattrs").write_text(json.dumps({"multiscales": [image]}))
-    (path / ".zgroup").write_text('{"zarr_format": 2}')
-    return path
-
-
-def n5(path, voxels, **attributes):
-    store = ts.open(
-        {
-            "driver": "n5",
-            "kvstore": f"file://{path}/",
-            "metadata": {
-                "dimensions": list(voxels.shape[::-1]),
-                "blockSize": [8, 7, 4],
-                "dataType": voxels.dtype.name,
-                "compression": {"type": "gzip"},
-            },
-        },
-        create=True,
-    ).result()
-    store.write(voxels.T).result()
-    described = json.loads((path / "attributes.json").read_text())
-    (path / "attributes.json").write_text(json.dumps(described | attributes))
     return path
 
 
