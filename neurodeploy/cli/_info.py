@@ -14,11 +14,15 @@ from neurodeploy.cli._console import console
 @click.command()
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(path: str | None, as_json: bool) -> None:
+@click.pass_context
+def info(ctx: click.Context, path: str | None, as_json: bool) -> None:
     """Show what a bundle or a result is and how it was made; verify its hashes.
 
-    PATH is a bundle, or what `segment` wrote. Without it, the bundle that ships.
+    PATH is a bundle, or what `segment` wrote. Without it, the bundle that ships. The
+    exit code is 1 where the voxels are not those that were written.
     """
+    from neurodeploy_runtime._provenance import ALTERED
+
     values = (
         describe_result(Path(path))
         if path is not None and not (Path(path) / "model.json").exists()
@@ -26,7 +30,13 @@ def info(path: str | None, as_json: bool) -> None:
     )
     if as_json:
         click.echo(json.dumps(values, indent=1))
-        return
+    else:
+        _show(values)
+    if values["verified"].startswith(ALTERED):
+        ctx.exit(1)
+
+
+def _show(values: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))

@@ -82,7 +82,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     if debug:
         arguments = ["--debug", *arguments]
     try:
-        cli.main(arguments, prog_name="neurodeploy", standalone_mode=False)
+        # What ctx.exit() was given comes back; a verb returns nothing itself.
+        code = cli.main(arguments, prog_name="neurodeploy", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -97,7 +98,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         if debug:
             raise
         _fail(error)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _usage(error: click.ClickException) -> str:

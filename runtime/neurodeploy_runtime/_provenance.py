@@ -18,6 +18,8 @@ MARK = "neurodeploy="
 MAX_REPORT_BYTES = 64_000_000
 #: Before the suffix of the probabilities that are written beside a mask.
 SECOND = ".probability"
+#: How the verdict on voxels begins that are not what was written.
+ALTERED = "ALTERED"
 
 
 def content_digest(records: Mapping[Shape, Record], output: int) -> str:
@@ -95,7 +97,7 @@ def read_provenance(output: Path) -> dict[str, Any]:
         verdict = (
             "the voxels are those that were written"
             if same
-            else "ALTERED: the voxels are not those that were written"
+            else f"{ALTERED}: the voxels are not those that were written"
         )
     return {"verified": verdict, **report}
 

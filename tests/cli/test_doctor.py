@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -170,3 +171,15 @@ def test_the_command_reports_this_machine() -> None:
     assert result.exit_code == int(any(f["state"] == "fault" for f in findings))
     for finding in findings:
         assert finding["cure"] or finding["state"] != "fault"
+
+
+def test_a_fault_is_exit_code_1(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process ends, which the other tests do not ask: it was 0."""
+    for env, code in (
+        (GOOD, 0),
+        (replace(GOOD, packages=packages(onnxruntime="1.31.0")), 1),
+    ):
+        monkeypatch.setattr("neurodeploy_export.look", lambda env=env: env)
+        assert run("doctor").code == code

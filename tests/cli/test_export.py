@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import onnx
 import pytest
 import tifffile
 import torch
+from bundles import identity_spec, write_identity_bundle
 
 from neurodeploy.networks import Network, NetworkConfig
 from neurodeploy.training import Checkpoint, save_checkpoint
-from neurodeploy_runtime import load_bundle
+from neurodeploy_runtime import BundleWriter, load_bundle
 
 CONFIG = NetworkConfig(tile=(8, 32, 32), width=24, depth=1, heads=2, taps=(1,))
 
@@ -100,3 +102,20 @@ def test_wrong_requests_are_a_sentence_and_exit_code_2(
         assert ended.code == 2
         assert says in ended.err.splitlines()[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.triton", "small.tif"]
+
+
+def test_a_bundle_that_answers_otherwise_than_it_did_fails_and_exits_with_1(
+    tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """It exited with 0: no script would have noticed."""
+    good = write_identity_bundle(tmp_path / "good", identity_spec())
+    golden = good.golden()
+    with BundleWriter(tmp_path / "bad") as writer:
+        shutil.copy(good.path / "model.onnx", writer.folder)
+        other = 1 - golden.probability
+        np.savez(writer.folder / "golden.npz", voxels=golden.voxels, probability=other)
+        writer.seal(good.spec)
+    assert run("verify", good.path, "--device", "cpu").code == 0
+    ended = run("verify", tmp_path / "bad", "--device", "cpu")
+    assert "FAIL" in ended.out
+    assert ended.code == 1

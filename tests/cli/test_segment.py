@@ -442,12 +442,15 @@ def test_info_shows_and_verifies_a_bundle_and_a_result(
     tifffile.imwrite(tmp_path / "in.tif", stack())
     run("segment", tmp_path / "in.tif", "-m", bundle, "--quiet")
     result = tmp_path / "in.seg.tif"
-    shown = json.loads(run("info", result, "--json").out)
+    ended = run("info", result, "--json")
+    assert ended.code == 0
+    shown = json.loads(ended.out)
     assert shown["verified"] == "the voxels are those that were written"
     with tifffile.TiffFile(result) as file:
         offset = file.pages.first.dataoffsets[0]
     data = bytearray(result.read_bytes())
     data[offset + 4321] ^= 255
     result.write_bytes(data)
-    shown = json.loads(run("info", result, "--json").out)
-    assert shown["verified"].startswith("ALTERED")
+    ended = run("info", result, "--json")
+    assert json.loads(ended.out)["verified"].startswith("ALTERED")
+    assert ended.code == 1
