@@ -444,7 +444,7 @@ def main() -> None:
                     "output": str(folder / f"out-{number}.tif"),
                 }
                 before = None
-                if REFERENCE in names and REFERENCE not in {variant, *skipped}:
+                if REFERENCE not in {variant, *skipped}:
                     before = {
                         **asked,
                         "variant": REFERENCE,
