@@ -134,7 +134,10 @@ ASKED_OVER_BF16 = {"neurodeploy, OpenVINO bf16": 1.8}
 ASKED_OF_DEFAULT = 3.0
 ASKED_OVER_TILES = 1.05
 
-MISSED = " †"
+#: Share of a pair's time that the host may give to others before it is disturbed.
+DISTURBED_FROM = 0.05
+
+MISSED, DISTURBED = " †", " ‡"
 
 
 def _below(value: Values | None, asked: float | None) -> bool:
@@ -153,7 +156,7 @@ def _peers(values: Values) -> str:
         slow = _ours(name) and row["over_tiles"]["median"] > ASKED_OVER_TILES
         rows.append(
             [
-                name,
+                name + DISTURBED * _disturbed(row),
                 row["wall_s"]["n"],
                 f"{row['mvoxel_per_s']['median']:.3f}",
                 _times(fp32) + MISSED * _below(fp32, ASKED_OVER_FP32.get(name)),
@@ -188,6 +191,23 @@ def _peers(values: Values) -> str:
         )
         + f"\n\n{_asked_of_peers(by_name)}"
         + _references(values["rows"])
+        + _disturbances(values["rows"])
+    )
+
+
+def _disturbed(row: Values) -> bool:
+    """Whether even its best run, with the one before it, had to share the machine."""
+    known = [share for share in row.get("stolen", []) if share is not None]
+    return bool(known) and min(known) > DISTURBED_FROM
+
+
+def _disturbances(rows: list[Values]) -> str:
+    shares = [share for row in rows if _disturbed(row) for share in row["stolen"]]
+    if not shares:
+        return ""
+    return (
+        f"{DISTURBED} disturbed: in the best of several tries the host gave "
+        f"{min(shares):.0%} to {max(shares):.0%} of the machine's time to others."
     )
 
 

@@ -135,6 +135,15 @@ def test_a_target_that_was_missed_is_marked(tmp_path: Path) -> None:
     assert "at most 1.05, 1.06 to 1.06, **missed** in 1 of 1" in missed
 
 
+def test_a_row_of_a_busy_machine_is_marked(tmp_path: Path) -> None:
+    values = of_peers(4.2, 1.8, 1.05)
+    for stolen, marks in (([0.2, 0.01], 0), ([0.16, 0.09], 2), ([None], 0)):
+        values["rows"][0]["stolen"] = stolen
+        text = rendered("peers", values, tmp_path)
+        assert text.count("‡") == marks
+        assert ("gave 9% to 16% of" in text) == (marks > 0)
+
+
 def test_the_peers_table_shows_the_memory_of_the_process(tmp_path: Path) -> None:
     text = rendered("peers", of_peers(4.2, 1.8, 1.05), tmp_path)
     assert "MiB of the process" in text
