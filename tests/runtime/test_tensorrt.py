@@ -23,6 +23,7 @@ from neurodeploy_runtime import (
     DeviceError,
     EngineError,
     EngineSettings,
+    NeurodeployError,
     choose_engine,
     load_bundle,
 )
@@ -276,6 +277,26 @@ def test_everything_that_an_engine_depends_on_changes_its_key(
     base = identity_of(bundle)
     assert replace(base).key == base.key
     assert replace(base, **change).key != base.key
+
+
+def test_a_library_that_does_not_load_keeps_no_other_from_serving(
+    bundle: Bundle, here: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> FakeTensorRt:
+        if name == "tensorrt":
+            raise NeurodeployError("tensorrt is installed and does not load: torn")
+        return here
+
+    monkeypatch.setattr(plans, "import_library", load)
+    assert _tensorrt.why_not(bundle, SETTINGS) == (
+        "tensorrt is installed and does not load: torn"
+    )
+    monkeypatch.setattr(plans, "libraries", lambda: ("tensorrt", "tensorrt_rtx"))
+    reason = str(_tensorrt.why_not(bundle, SETTINGS))
+    assert "no engine for Fake GPU and tensorrt_rtx: run" in reason
+    assert "does not load: torn" in reason
+    put_engine(bundle, library="tensorrt_rtx", version=here.__version__)
+    assert _tensorrt.why_not(bundle, SETTINGS) is None
 
 
 def test_without_a_library_or_a_gpu_the_reason_says_so(

@@ -58,8 +58,15 @@ def _choose(
         else ("fp16" if settings.precision == "fp16" else "fp32",)
     )
     reasons: list[str] = []
+    loaded = []
     for library in installed:
-        trt = plans.import_library(library)
+        try:
+            trt = plans.import_library(library)
+        except NeurodeployError as error:
+            # The other one may serve.
+            reasons.append(str(error))
+            continue
+        loaded.append(library)
         for precision in wanted:
             if precision not in bundle.precisions:
                 continue
@@ -83,9 +90,11 @@ def _choose(
                 f"{r.identity.key[:8]}: made for batches up to {r.identity.max_batch}"
                 for r in fit
             ]
+    if not loaded:
+        raise DeviceError("; ".join(reasons))
     raise DeviceError(
         f"the bundle has no engine for {gpu.name} and "
-        f"{' or '.join(installed)}: run `neurodeploy build {bundle.path}`"
+        f"{' or '.join(loaded)}: run `neurodeploy build {bundle.path}`"
         + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else "")
     )
 
