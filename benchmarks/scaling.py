@@ -192,6 +192,11 @@ class Bench:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if got.get("error"):
                 raise SystemExit(f"{values}: {got['error']}")
+            if got["wrong_voxels"]:
+                raise SystemExit(
+                    f"{values}: {got['wrong_voxels']} voxels are wrong, so it is no "
+                    "figure"
+                )
             found.append(got)
         found.sort(key=lambda one: float(one["cpu_s"]))
         middle = dict(found[len(found) // 2])
