@@ -556,14 +556,17 @@ def test_a_client_that_cannot_be_served_does_not_end_the_server(
 
 
 class Broken(NumpyEngine):
-    """Answers so many batches, and fails then."""
+    """Answers so many batches, and fails then, once its gate is open."""
 
     def __init__(self, bundle, whole=0):
         super().__init__(bundle)
         self.whole = whole
+        self.gate = threading.Event()
+        self.gate.set()
 
     def infer(self, batch, out):
         if self.whole == 0:
+            assert self.gate.wait(WAIT_S)
             raise EngineError("the device is gone")
         self.whole -= 1
         super().infer(batch, out)
@@ -573,8 +576,10 @@ def test_what_came_before_a_failure_is_not_lost_and_the_next_push_hears_of_it(bu
     # A layer of 20 × 24 pixels is 4 tiles of 16; the second one takes 15 planes.
     stack = stack_of(15)
     found = []
+    engine = Broken(bundle, 4)
+    engine.gate.clear()
     with (
-        serving(bundle, Broken(bundle, 4)) as server,
+        serving(bundle, engine) as server,
         RigClient(HELLO, server.port) as client,
     ):
 
@@ -584,6 +589,10 @@ def test_what_came_before_a_failure_is_not_lost_and_the_next_push_hears_of_it(bu
 
         for plane in stack:
             client.push(plane)
+        deadline = time.monotonic() + WAIT_S
+        while client._planes.passed < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        engine.gate.set()
         client._thread.join(WAIT_S)
         for call in (lambda: client.push(stack[0]), client.finish, take):
             with pytest.raises(StreamError, match="the device is gone"):
