@@ -37,13 +37,10 @@ from numpy.typing import NDArray
 from neurodeploy_runtime._atomic import write_atomically
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
-from neurodeploy_runtime._process import still_runs, this_process
+from neurodeploy_runtime._lock_file import LEASE_S, lock_holder, take_lock
 
 PLAN = "plan.json"
 HEARTBEAT_S = 10.0
-#: A lock whose heartbeat is older than this is a dead worker's, where it cannot be
-#: seen whether its process runs: of another host, boot or container, and on Windows.
-LEASE_S = 120.0
 MAX_PLAN_BYTES = 64_000_000
 #: What runs leave in their folder, until they are finished: nothing else is removed.
 OURS = (
@@ -52,8 +49,6 @@ OURS = (
     *(".plan.json.*", ".worker-*", ".begin.lock.*", ".finish.lock.*"),
     *(".projections-*", ".neurodeploy-*", ".nfs*"),
 )
-#: A lock that names nobody for longer was left by a kill.
-STARTING, STARTING_S = "a process that is just starting", 2.0
 
 
 def checksum(voxels: NDArray[Any]) -> int:
@@ -241,14 +236,14 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def _take_in_folder(self, path: Path) -> str | None:
-        """As :func:`_take`; who was refused may remove the folder at any moment."""
+        """As :func:`take_lock`; who was refused may remove the folder at any moment."""
         for _ in range(10):
             try:
                 self.folder.mkdir(exist_ok=True)
             except OSError as error:
                 raise OutputError(f"cannot write to {self.folder}: {error}") from None
             try:
-                return _take(path)
+                return take_lock(path)
             except OutputError:
                 if self.folder.is_dir():
                     raise
@@ -265,7 +260,7 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write to {self.folder}: {error}") from None
-        holder = _take(self._lock_path)
+        holder = take_lock(self._lock_path)
         if holder is not None:
             raise ResumeError(
                 f"{holder} is working on this output as worker {self._worker}: wait "
@@ -337,7 +332,7 @@ class Journal:
         more to do, and finishes itself.
         """
         path = self.folder / "finish.lock"
-        if not self.folder.is_dir() or _take(path) is not None:
+        if not self.folder.is_dir() or take_lock(path) is not None:
             return False
         # To finish a large output may take longer than a lock lasts without a sign.
         self._held.append(path)
@@ -361,7 +356,7 @@ class Journal:
     def _others(self) -> list[str]:
         """The other workers that are alive."""
         locks = self.folder.glob("worker-*.lock")
-        found = [_holder(path) for path in locks if path != self._lock_path]
+        found = [lock_holder(path) for path in locks if path != self._lock_path]
         return [holder for holder in found if holder is not None]
 
     def close(self) -> None:
@@ -379,116 +374,6 @@ class Journal:
         if self._log is not None:
             os.close(self._log)
             self._log = None
-
-
-def _take(path: Path) -> str | None:
-    """Make a lock file that names this process; None, or who has it.
-
-    A lock of a process that is dead, or of which only the heartbeat can be seen and
-    that has stopped, is taken over.
-    """
-    seen: tuple[int, int] | None = None
-    patience = 0.0
-    taken_over = 0
-    while taken_over < 3:
-        if _place(path):
-            return None
-        content = _content(path)
-        alive = _holder(path)
-        if alive == STARTING:
-            # Its name comes at once, or it was killed before it could write it. By our
-            # clock, whatever that of the disk says; another lock has its own time.
-            now = _stamp(path)
-            if now != seen:
-                seen, patience = now, time.monotonic() + STARTING_S
-            if time.monotonic() < patience:
-                time.sleep(0.05)
-                continue
-            alive = None
-        if alive is not None:
-            return alive
-        _remove_dead(path, content)
-        taken_over += 1
-    return "another process, at this very moment,"
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
-def _remove_dead(path: Path, content: bytes | None) -> None:
-    """Remove the lock of this content, and none that has come in its place.
-
-    Two may find one that is dead at the same moment: what the slower of them moves
-    aside is then the lock of the faster, and goes back.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.dead")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _content(aside) != content:
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
-
-
-def _place(path: Path) -> bool:
-    """Put a lock there that names this process; whether there was none."""
-    mine = json.dumps(this_process())
-    whole = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        whole.write_text(mine)
-        try:
-            # Written before it is seen: no lock is ever empty.
-            os.link(whole, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError:
-            # A file system without hard links.
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            with os.fdopen(handle, "w") as out:
-                out.write(mine)
-            return True
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error}") from None
-    finally:
-        whole.unlink(missing_ok=True)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_ino, stat.st_mtime_ns
-
-
-def _holder(path: Path) -> str | None:
-    """Who holds a lock and lives; None where nobody does."""
-    try:
-        age = time.time() - path.stat().st_mtime
-        values = json.loads(path.read_text() or "{}")
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        values = {}
-    if not isinstance(values, dict):
-        values = {}
-    host, pid = values.get("host"), values.get("pid")
-    if not isinstance(pid, int):
-        # Killed between making the file and writing it, or being written just now.
-        return None if age > STARTING_S else STARTING
-    runs = still_runs(values)
-    if runs:
-        return f"process {pid} on this machine"
-    if runs is False or age > LEASE_S:
-        return None
-    return f"process {pid} on {host} (seen {age:.0f} s ago)"
 
 
 def _differences(theirs: Any, mine: Any, name: str = "") -> list[str]:

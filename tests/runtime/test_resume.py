@@ -37,6 +37,7 @@ from neurodeploy_runtime import (
     open_volume,
 )
 from neurodeploy_runtime import _journal as journal_module
+from neurodeploy_runtime import _lock_file as lock_module
 from neurodeploy_runtime import _process as process_module
 from neurodeploy_runtime import _region_run as run_module
 from neurodeploy_runtime import _run as run_whole
@@ -972,7 +973,7 @@ def test_two_that_find_one_dead_lock_do_not_both_take_its_place(
     left_lock(tmp_path, system="another boot")
     os.utime(tmp_path / "worker-1.lock", (0, 0))
     first, second = Journal(tmp_path), Journal(tmp_path)
-    look, looked = journal_module._holder, []
+    look, looked = lock_module.lock_holder, []
 
     def look_and_be_overtaken(path: Path) -> str | None:
         found = look(path)
@@ -981,7 +982,7 @@ def test_two_that_find_one_dead_lock_do_not_both_take_its_place(
             first.lock()
         return found
 
-    monkeypatch.setattr(journal_module, "_holder", look_and_be_overtaken)
+    monkeypatch.setattr(lock_module, "lock_holder", look_and_be_overtaken)
     with pytest.raises(ResumeError, match=f"process {os.getpid()}"):
         second.lock()
     assert [path.name for path in tmp_path.iterdir()] == ["worker-1.lock"]
