@@ -25,8 +25,7 @@ def as_begun(settings: SegmentSettings, output: str | Path) -> SegmentSettings:
     journal = Journal(Paths.of(Path(output), settings.output_kind).work)
     if settings.engine.batch is not None or not journal.exists:
         return settings
-    engine = journal.read_plan().get("identity", {}).get("engine")
-    batch = engine.get("batch") if isinstance(engine, dict) else None
-    if type(batch) is not int or batch < 1:
+    batch = journal.read_batch()
+    if batch is None:
         return settings
     return replace(settings, engine=replace(settings.engine, batch=batch))

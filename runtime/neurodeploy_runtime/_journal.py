@@ -100,6 +100,10 @@ class Journal:
             )
         return values
 
+    def read_batch(self) -> int | None:
+        """How many tiles a call had in the unfinished run here; None: not said."""
+        return _batch(self.read_plan())
+
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Write down what is being made; atomic, so that half a plan is never seen."""
         try:
@@ -112,15 +116,18 @@ class Journal:
 
     def check(self, plan: Mapping[str, Any]) -> None:
         """Refuse to go on where the run here is of something else, naming what."""
-        theirs = self.read_plan().get("identity", {})
         different = self.differences(plan["identity"])
-        if len(different) == 1 and different[0].startswith("engine.batch "):
+        batch = _batch(self.read_plan())
+        if (
+            batch is not None
+            and len(different) == 1
+            and different[0].startswith("engine.batch ")
+        ):
             # A GPU with less room than then, or more, may be all that changed.
             raise ResumeError(
                 f"{self.folder} holds an unfinished run with "
-                f"{different[0].removeprefix('engine.')}: pass --batch "
-                f"{theirs['engine']['batch']} to go on with it, or --overwrite to "
-                "start again"
+                f"{different[0].removeprefix('engine.')}: pass --batch {batch} to go "
+                "on with it, or --overwrite to start again"
             )
         if different and all(one.startswith("versions.") for one in different):
             raise ResumeError(
@@ -374,6 +381,14 @@ class Journal:
         if self._log is not None:
             os.close(self._log)
             self._log = None
+
+
+def _batch(plan: Mapping[str, Any]) -> int | None:
+    """The batch that a run was begun with; None where the plan does not say."""
+    identity = plan.get("identity")
+    engine = identity.get("engine") if isinstance(identity, dict) else None
+    batch = engine.get("batch") if isinstance(engine, dict) else None
+    return batch if type(batch) is int and batch >= 1 else None
 
 
 def _differences(theirs: Any, mine: Any, name: str = "") -> list[str]:

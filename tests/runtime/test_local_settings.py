@@ -25,10 +25,13 @@ from neurodeploy_runtime import (
     Progress,
     Segmenter,
     SegmentSettings,
+    SettingsError,
+    as_begun,
     load_bundle,
     open_engine,
     open_volume,
 )
+from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime.engines import _local, keep_local, may_keep
 
 ORT = EngineSettings("onnxruntime", "cpu", "fp32")
@@ -56,7 +59,7 @@ def keep(bundle: Bundle, **changed: Any) -> Path:
 def test_an_engine_runs_with_what_was_kept_here(
     bundle: Bundle, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip(engine)
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
     asked = replace(ORT, engine=engine)  # type: ignore[arg-type]
     keep(bundle, engine=engine, batch=2)
     keep(bundle, engine=engine, batch=4)
@@ -176,3 +179,33 @@ def test_a_run_goes_on_with_the_batch_that_it_was_begun_with(
     report = json.loads((tmp_path / "out.json").read_text())
     assert (report["resumed_voxels"] > 0) == (not more)
     assert report["provenance"]["engine"]["batch"] == batch
+
+
+@pytest.mark.parametrize(
+    "plan",
+    ["{}", '{"identity": 3}', '{"identity": {"engine": [1]}}']
+    + [f'{{"identity": {{"engine": {{"batch": {odd}}}}}}}' for odd in ("0", '"2"')],
+)
+def test_a_plan_that_names_no_batch_decides_none(
+    tmp_path: Path, bundle: Bundle, run: Callable[..., Any], plan: str
+) -> None:
+    """And the run over it says in a sentence that it is of something else."""
+    voxels = np.random.default_rng(0).integers(0, 256, (20, 30, 40), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", voxels)
+    work = Paths.of(tmp_path / "out.tif", "mask").work
+    work.mkdir()
+    (work / "plan.json").write_text(plan)
+    settings = SegmentSettings(engine=ORT)
+    assert as_begun(settings, tmp_path / "out.tif") == settings
+    words = ("segment", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--quiet")
+    ended = run(*words, "-m", bundle.path, "--engine", "onnxruntime", "--device", "cpu")
+    assert ended.code == 2
+    assert "holds an unfinished run that differs in" in ended.err
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_batch_that_no_memory_holds_is_refused(bundle: Bundle, engine: str) -> None:
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    asked = replace(ORT, engine=engine, batch=10**9)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"a batch of 1000000000 tiles takes"):
+        open_engine(bundle, asked)

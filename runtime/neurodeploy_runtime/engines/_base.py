@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._errors import SettingsError
+from neurodeploy_runtime._rss import machine_memory
 from neurodeploy_runtime.arrays import Arrays, HostArrays
 
 EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
@@ -62,6 +65,19 @@ class Engine(ABC):
         self.device = device
         self.precision = precision
         self.batch = batch
+        self._require_room()
+
+    def _require_room(self) -> None:
+        """Refuse a batch whose tiles alone are more than the machine's memory."""
+        wanted = 4 * (math.prod(self.input_shape) + math.prod(self.output_shape))
+        there = machine_memory()
+        if there is not None and wanted > there:
+            one = wanted // self.batch
+            raise SettingsError(
+                f"a batch of {self.batch} tiles takes {wanted / 1e9:.1f} GB, but this "
+                f"process can have {there / 1e9:.1f}: ask for a batch of at most "
+                f"{max(1, there // (4 * one))}"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -24,10 +24,11 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._atomic import partial_name, write_atomically
 from neurodeploy_runtime._errors import OutputError, ResumeError, WriteError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec, already_there
-from neurodeploy_runtime.volumes._sink_flat import partial_name, sync_folder
+from neurodeploy_runtime.volumes._sink_flat import sync_folder
 from neurodeploy_runtime.volumes._sink_pyramid import Level, levels_of, pool
 
 CHUNK = 64
@@ -270,19 +271,10 @@ def _sweep(path: Path, older_s: float) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a small file, whole or not at all."""
+    """Replace a small file, whole or not at all; its folder is made where missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    write_atomically(path, content)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ import errno
 import json
 import math
 import os
-import secrets
 import shutil
 import struct
 import threading
@@ -27,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._atomic import partial_name
 from neurodeploy_runtime._errors import OutputError, ResumeError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime.volumes._sink import MakeableSink, SinkSpec, already_there
@@ -350,11 +350,6 @@ def _make_records(path: Path, spec: SinkSpec, grain: Shape) -> None:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def partial_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def publish(partial: Path, path: Path) -> None:
