@@ -40,7 +40,7 @@ from neurodeploy_runtime._ingest_plan import (
 )
 from neurodeploy_runtime._input_place import lies_inside, refuse_input
 from neurodeploy_runtime._journal import Journal, checksum
-from neurodeploy_runtime._patience import patiently
+from neurodeploy_runtime._patience import patiently, read_patiently
 from neurodeploy_runtime._progress import Progress, ProgressCallback
 from neurodeploy_runtime._report import versions
 from neurodeploy_runtime.volumes import (
@@ -348,7 +348,7 @@ def _copy(
             # A buffer is free, so one write is over: its error comes up here.
             while writing and writing[0].done():
                 tell(writing.pop(0))
-            reader.read(unit, flat[: unit.voxels].reshape(unit.shape))
+            read_patiently(reader, unit, flat[: unit.voxels].reshape(unit.shape))
             writing.append(writers.submit(write, unit, flat))
         for written in writing:
             tell(written)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from neurodeploy_runtime._errors import MemoryCapError, OutputError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime._rss import current_rss
 from neurodeploy_runtime.volumes import (
     ReadPlan,
@@ -132,7 +133,7 @@ def _compressed_share(source: Source) -> float:
             for n, s in zip(source.shape, size, strict=True)
         )
         box = Box((z, y, x), (z + size[0], y + size[1], x + size[2]))
-        voxels = source.read(box)
+        voxels = read_patiently(source, box)
         before += voxels.nbytes
         after += len(imagecodecs.zstd_encode(voxels.tobytes(), level=1))
     return after / before

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from neurodeploy_runtime._clock import Clock
-from neurodeploy_runtime._errors import CancelledError, ReadError
+from neurodeploy_runtime._errors import CancelledError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._memory import ring_depth
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime._projections import Projections
 from neurodeploy_runtime.volumes import Source
 
-#: A read is tried this often, with growing pauses: a network drive hiccups.
-ATTEMPTS = 3
-PAUSE_S = 0.2
 #: Planes are read together up to this size, so that threads can decode side by side.
 READ_BYTES = 64_000_000
 
@@ -89,27 +86,10 @@ class PlaneReader:
             for view in views:
                 box = Box((z, y0, x0), (z + len(view), y1, x1))
                 with self._clock.stage("read"):
-                    self._read(box, view)
+                    read_patiently(self._source, box, view)
                 if self._projections is not None:
                     with self._clock.stage("picture"):
                         for i, plane in enumerate(view):
                             self._projections.add(z + i, y0, x0, plane)
                 self._ring.bring(len(view))
                 z += len(view)
-
-    def _read(self, box: Box, view: object) -> None:
-        for attempt in range(ATTEMPTS):
-            try:
-                self._source.read(box, view)  # type: ignore[arg-type]
-                return
-            except ReadError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(PAUSE_S * 2**attempt)
-            except OSError as error:
-                if attempt == ATTEMPTS - 1:
-                    raise ReadError(
-                        f"planes {box.start[0]} to {box.stop[0] - 1} of "
-                        f"{self._source.path} cannot be read: {error}"
-                    ) from error
-                time.sleep(PAUSE_S * 2**attempt)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._normalise import Histogram
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime.volumes import Source
 
 #: Voxels that are looked at, at most; beyond that, more change no third digit.
@@ -26,7 +27,7 @@ def survey(source: Source) -> Histogram:
     # Deep chunks are loaded whole also where they are not compressed.
     whole = source.compressed or source.chunk[0] > 1
     for box in sample_boxes(source.shape, source.chunk if whole else None):
-        histogram.add(source.read(box))
+        histogram.add(read_patiently(source, box))
     return histogram
 
 

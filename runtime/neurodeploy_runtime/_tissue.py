@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._errors import InputError
 from neurodeploy_runtime._geometry import Box, Shape
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime.volumes import Source
 
 #: A mask is held in memory; one of a whole brain is drawn at low resolution.
@@ -55,7 +56,7 @@ class TissueMask:
         deep = source.chunk[0]
         step = max(1, READ_BYTES // (y * x * source.dtype.itemsize) // deep) * deep
         for box in Box.whole(source.shape).grid((step, y, x)):
-            np.not_equal(source.read(box), 0, out=mask[box.slices])
+            np.not_equal(read_patiently(source, box), 0, out=mask[box.slices])
         return cls(mask, volume)
 
     def meets(self, box: Box) -> bool:

@@ -17,13 +17,18 @@ from neurodeploy_runtime import (
     Bundle,
     Normalisation,
     NumpyEngine,
+    ReadError,
     Segmenter,
     SegmentSettings,
     WriteError,
+    open_volume,
 )
 from neurodeploy_runtime import _outlet as outlet_module
-from neurodeploy_runtime._patience import is_passing, patiently
-from neurodeploy_runtime.volumes import Sink
+from neurodeploy_runtime._ingest import ingest
+from neurodeploy_runtime._patience import is_passing, patiently, read_patiently
+from neurodeploy_runtime._survey import survey
+from neurodeploy_runtime._tissue import TissueMask
+from neurodeploy_runtime.volumes import ScratchSource, Sink
 from neurodeploy_runtime.volumes._sink_flat import FlatSink
 
 MakeBundle = Callable[..., Bundle]
@@ -182,3 +187,74 @@ def test_the_command_says_so_in_a_sentence_and_ends_with_1(
     assert again.code == 0, again.err
     with tifffile.TiffFile(tmp_path / "in.seg.tif") as result:
         assert result.asarray().shape == (200, 40, 50)
+
+
+class Hiccups(ArraySource):
+    """Every box is refused `times` times before it is read."""
+
+    def __init__(self, array: Any, times: int, error: Exception) -> None:
+        super().__init__(array)
+        self.times, self.error = times, error
+        self.asked: dict[Box, int] = {}
+
+    def read(self, box: Box, out: Any = None) -> Any:
+        self.asked[box] = self.asked.get(box, 0) + 1
+        if self.asked[box] <= self.times:
+            raise self.error
+        return super().read(box, out)
+
+
+STALE = OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._patience.READ_PAUSES_S", (0, 0))
+
+
+def through_scratch(source: ArraySource, folder: Path) -> Any:
+    with ScratchSource(source, folder) as scratch:
+        return scratch.read(Box.whole(source.shape))
+
+
+def through_ingest(source: ArraySource, folder: Path) -> Any:
+    ingest(source, folder / "out.zarr")
+    with open_volume(folder / "out.zarr") as stored:
+        return stored.read(Box.whole(stored.shape))
+
+
+def through_survey(source: ArraySource, folder: Path) -> Any:
+    return survey(source).quantiles([0.1, 0.5, 0.9])
+
+
+def through_tissue(source: ArraySource, folder: Path) -> Any:
+    return TissueMask.read(source, source.shape)._mask
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    "pass_", [through_scratch, through_ingest, through_survey, through_tissue]
+)
+@pytest.mark.parametrize("error", [STALE, ReadError("page 3 does not decode")])
+def test_a_read_that_hiccups_is_tried_again_wherever_a_volume_is_gone_through(
+    tmp_path: Path, pass_: Callable[..., Any], error: Exception
+) -> None:
+    if pass_ is through_ingest:
+        pytest.importorskip("tensorstore", reason="the extra `cluster` is missing")
+    voxels = noise(70)._array
+    (tmp_path / "whole").mkdir()
+    expected = pass_(ArraySource(voxels), tmp_path / "whole")
+    source = Hiccups(voxels, 2, error)
+    assert np.array_equal(pass_(source, tmp_path), expected)
+    assert set(source.asked.values()) == {3}
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_read_that_fails_for_good_is_one_of_ours(tmp_path: Path) -> None:
+    source = Hiccups(noise(9)._array, 9, STALE)
+    with pytest.raises(ReadError, match=r"^planes 2 to 5 of .*Stale file handle"):
+        read_patiently(source, Box((2, 0, 0), (6, 40, 50)))
+    assert set(source.asked.values()) == {3}
+    with pytest.raises(ReadError):
+        ScratchSource(source, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -245,7 +245,7 @@ def interrupted(
     make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Bundle, FailsAt, Path]:
     """A run that stopped at a read error, some units done."""
-    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    monkeypatch.setattr("neurodeploy_runtime._patience.READ_PAUSES_S", (0, 0))
     monkeypatch.setattr("neurodeploy_runtime._reader.READ_BYTES", 20_000)
     bundle = make_identity_bundle()
     source = FailsAt(noise((300, 40, 50)), 200)
@@ -571,7 +571,7 @@ def test_a_recorded_unit_that_is_not_there_is_done_again(
     verify_bytes: int,
 ) -> None:
     """Also beyond what is read again; a unit of zeros is nowhere, and is believed."""
-    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    monkeypatch.setattr("neurodeploy_runtime._patience.READ_PAUSES_S", (0, 0))
     monkeypatch.setattr("neurodeploy_runtime._durable.VERIFY_BYTES", verify_bytes)
     bundle = make_identity_bundle()
     voxels = noise((900, 20, 24))
@@ -1006,7 +1006,7 @@ def test_too_many_workers_leave_nothing_that_fewer_could_not_go_on_with(
 def test_a_run_that_may_replace_a_result_may_so_when_it_continues(
     make_identity_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurodeploy_runtime._reader.PAUSE_S", 0)
+    monkeypatch.setattr("neurodeploy_runtime._patience.READ_PAUSES_S", (0, 0))
     bundle, output = make_identity_bundle(), tmp_path / "out.tif"
     source = FailsAt(noise((300, 40, 50)), 200)
     output.write_bytes(b"an older result")

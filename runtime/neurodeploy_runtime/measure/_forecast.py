@@ -20,6 +20,7 @@ from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._memory import MemoryPlan
 from neurodeploy_runtime._normalise import Normalisation
 from neurodeploy_runtime._outputs import default_grain
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._run import SegmentRun
 from neurodeploy_runtime._segmenter import Segmenter
@@ -250,7 +251,7 @@ def _calibrate(
     for tile in _spread(plan, roi):
         box = _box(plan, tile)
         start = time.perf_counter()
-        raw = source.read(box)
+        raw = read_patiently(source, box)
         read_s += time.perf_counter() - start
         read_bytes += source.decoded_voxels(box) * source.dtype.itemsize
         background += judged and not judge.decide(tile, [raw], normalisation)[0]

@@ -19,6 +19,7 @@ from neurodeploy_runtime._errors import (
     WriteError,
 )
 from neurodeploy_runtime._geometry import Box
+from neurodeploy_runtime._patience import read_patiently
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
 from neurodeploy_runtime.volumes._raw import RawPlanes, RawSource
 
@@ -158,7 +159,7 @@ def _copy(
             raise CancelledError("stopped by the caller")
         stop = min(end, (z // depth) * depth + group)
         part = buffer[: stop - z]
-        source.read(Box((z, 0, 0), (stop, rows, columns)), part)
+        read_patiently(source, Box((z, 0, 0), (stop, rows, columns)), part)
         data = part.reshape(-1).view(np.uint8).data
         try:
             while len(data):
