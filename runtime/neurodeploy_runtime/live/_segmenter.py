@@ -190,6 +190,8 @@ class LiveSegmenter:
         self._turning = threading.Lock()
         self._closed = False
         self._projection: GrowingProjections | None = None
+        self._projected = 0
+        self._stacks = 0
         self._begin()
         self._forget_exit = at_exit(_closing(self))
 
@@ -405,18 +407,28 @@ class LiveSegmenter:
     def preview_projection(self, longest: int = 512) -> NDArray[np.uint8]:
         """The maximum along z of all finished planes since it was first asked for.
 
-        Pooled so that no side exceeds what the first call said.
+        Pooled so that no side exceeds what the first call said. Another stack begins
+        another maximum, which is kept from its first plane on.
         """
         with self._lock:
+            if self._projection is None:
+                self._projected = longest
+                self._project()
             projection = self._projection
-            if projection is None:
-                projection = GrowingProjections(
-                    self.plane_shape, np.dtype(np.uint8), longest, sides=False
-                )
-                self._projection = projection
+        assert projection is not None
         return projection.along_z()
 
+    def _project(self) -> None:
+        self._projection = GrowingProjections(
+            self.plane_shape, np.dtype(np.uint8), self._projected, sides=False
+        )
+
     # -- how it stands ---------------------------------------------------------
+
+    @property
+    def stacks(self) -> int:
+        """How many stacks were begun: 1, and one more with each :meth:`again`."""
+        return self._stacks
 
     @property
     def state(self) -> State:
@@ -570,7 +582,10 @@ class LiveSegmenter:
         self._error: BaseException | None = None
         self._finishing = False
         self._is_done = False
-        self._projection = None
+        self._stacks += 1
+        with self._lock:
+            if self._projection is not None:
+                self._project()
         # One for every stack: whoever still reads the one before stays with it.
         self._outlet = Outlet(self.outlet_planes)
         self._tally = Tally()

@@ -97,6 +97,7 @@ class LiveView:
         self._drawn = b""
         self._drawn_at = -math.inf
         self._shown: LiveSegmenter | None = None
+        self._stack = 0
         self._highest: NDArray[Any] | None = None
         self._image: NDArray[Any] = np.zeros((0, 0), np.uint8)
         view = self
@@ -201,10 +202,11 @@ class LiveView:
     def _now(self) -> LiveSegmenter | None:
         """What is being segmented; its maximum is kept from the first call on."""
         live = self._live()
-        if live is not self._shown:
+        stack = 0 if live is None else live.stacks
+        if live is not self._shown or stack != self._stack:
             if live is not None:
                 live.preview_projection(LONGEST)
-            self._shown, self._highest = live, None
+            self._shown, self._stack, self._highest = live, stack, None
         return live
 
     def _draw(self) -> bytes:

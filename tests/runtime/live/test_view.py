@@ -74,6 +74,35 @@ def test_the_maximum_holds_what_was_finished_before_anybody_looked(live):
     assert red - blue > 100
 
 
+def test_another_stack_has_maxima_of_its_own(live):
+    """Of all its planes, also where nobody looked between the two."""
+
+    def stack_with_a_square_at(x: int) -> bytes:
+        stack = np.zeros((9, 40, 60), np.uint8)
+        stack[:, 10:20, x : x + 10] = 255
+        live.push(stack[:4])
+        view._drawn_at = -1e9
+        before = fetch(view, "picture.png")[1] if live.stacks == 1 else b""
+        live.push(stack[4:])
+        live.finish()
+        list(live.planes())
+        view._drawn_at = -1e9
+        return before + fetch(view, "picture.png")[1]
+
+    with LiveView(live) as view:
+        stack_with_a_square_at(30)
+        live.again()
+        picture = imagecodecs.png_decode(stack_with_a_square_at(5))
+    assert live.stacks == 2
+    image, over = picture[15, 128:188], picture[15, 192:]
+    for panel in (image, over):
+        # Nothing of the stack before, in image and in segmentation.
+        assert np.ptp(panel[35].astype(int)) == 0
+        assert panel[35].max() < 100
+    red, _, blue = over[8].astype(int)
+    assert red - blue > 100
+
+
 def test_another_site_cannot_read_the_page_through_a_name_of_its_own(live):
     with (
         LiveView(live) as view,
