@@ -361,6 +361,34 @@ def _size(values: Values) -> str:
     )
 
 
+def _wall(values: Values) -> str:
+    engines = list(dict.fromkeys(row["engine"] for row in values["rows"]))
+    edges = sorted({row["shape"][0] for row in values["rows"]})
+    found = {(row["engine"], row["shape"][0]): row for row in values["rows"]}
+
+    def cell(row: Values) -> str:
+        over = row["over_tiles"]
+        return (
+            f"{over:.3f}{MISSED * (over > ASKED_OVER_TILES)}, "
+            f"busy {row['engine_busy']:.1%}{DISTURBED * _was_disturbed(row)}"
+        )
+
+    rows = [
+        [name, *(cell(found[name, e]) for e in edges if (name, e) in found)]
+        for name in engines
+    ]
+    return (
+        "**A run over its tiles alone** (the default bundle, file to file, wall time "
+        "over that of its tiles in isolation, and the share of the run in which the "
+        f"engine was busy; {ASKED_OVER_TILES} and 95 % asked,{MISSED}: missed)\n\n"
+        + table(["", *(f"{edge}³" for edge in edges)], rows)
+    )
+
+
+def _was_disturbed(row: Values) -> bool:
+    return (row.get("stolen") or 0.0) > DISTURBED_FROM
+
+
 def _seams(values: Values) -> str:
     rows = [
         [
@@ -446,6 +474,7 @@ RENDERERS: dict[str, Callable[[Values], str | None]] = {
     "scaling-cap": _cap,
     "scaling-depth": _depth,
     "scaling-size": _size,
+    "scaling-wall": _wall,
     "scaling-seams": _seams,
     "default_model": _default_model,
     "flips": _flips,

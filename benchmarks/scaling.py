@@ -4,11 +4,13 @@
     python benchmarks/scaling.py --parts depth cap   # some
     python benchmarks/scaling.py --tiny              # every part in seconds, no figures
 
-Parts: size, overlap, tile, batch, format, depth, cap, seams. Runs go from file to file,
-each in a process of its own, with the identity as network (NumPy), so that what is
-measured is ours; its output is compared with its input, every voxel of it. `cap` also
-runs a small network of convolutions in ONNX Runtime, which gives its input back too.
-`batch` and `seams` need a bundle: the one that ships, or --model.
+Parts: size, overlap, tile, batch, format, depth, cap, seams, wall. Runs go from file
+to file, each in a process of its own, with the identity as network (NumPy), so that
+what is measured is ours; its output is compared with its input, every voxel of it.
+`cap` also runs a small network of convolutions in ONNX Runtime, which gives its input
+back too. `batch`, `seams` and `wall` need a bundle: the one that ships, or --model.
+`wall` holds a run from file to file against its tiles alone, timed right before and
+after it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -29,10 +32,12 @@ import tifffile
 from _bundles import convolution_bundle, identity_bundle
 from _process import answer, in_fresh_process, metered
 from _results import load, save, stamp, table
+from _stolen import StolenTime
 from numpy.typing import NDArray
 
 from neurodeploy_runtime import (
     Box,
+    DeviceError,
     EngineSettings,
     Normalisation,
     NumpyEngine,
@@ -48,7 +53,7 @@ from neurodeploy_runtime.measure import agreement, tile_seconds
 
 Shape = tuple[int, int, int]
 
-PARTS = ("size", "overlap", "tile", "batch", "format", "depth", "cap", "seams")
+PARTS = ("size", "overlap", "tile", "batch", "format", "depth", "cap", "seams", "wall")
 #: Overlaps that are compared, the largest first.
 OVERLAPS = (0.5, 0.375, 0.25, 0.125, 0.0)
 #: Tiles along each axis without overlap. Of fewer, some of these overlaps need equally
@@ -526,6 +531,75 @@ def seams(bench: Bench) -> None:
     )
 
 
+#: What `wall` runs in, and the edges of its volumes.
+CPU_ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+WALL_EDGES = (168, 256, 384)
+
+
+def wall(bench: Bench) -> None:
+    """A run over its tiles in isolation: what reading, blending and writing add."""
+    if not bench.options.model.is_dir():
+        print("wall: not run, there is no bundle: pass --model")
+        return
+    from neurodeploy.simulate import SampleSettings, write_sample
+
+    bundle = load_bundle(bench.options.model)
+    calls = 1 if bench.options.tiny else 5
+    rows = []
+    for edge in (48,) if bench.options.tiny else WALL_EDGES:
+        volume = bench.folder / f"simulated-{edge}.tif"
+        write_sample(volume, SampleSettings((edge,) * 3, seed=5))
+        for engine, precision in CPU_ENGINES:
+            asked = EngineSettings(engine, "cpu", precision)  # type: ignore[arg-type]
+            try:
+                segmenter = Segmenter(bundle, SegmentSettings(engine=asked))
+            except DeviceError as error:
+                print(f"{engine} {precision}: not run, {error}")
+                continue
+            with open_volume(volume) as source, segmenter:
+                alone = tile_seconds(segmenter.engines[0], calls)
+                watch = StolenTime()
+                began = time.perf_counter()
+                output = bench.folder / "wall.tif"
+                report = segmenter.segment(source, output, overwrite=True)
+                seconds = time.perf_counter() - began
+                stolen = watch.share
+                alone += tile_seconds(segmenter.engines[0], calls)
+            assert report is not None
+            tile_s = statistics.median(alone)
+            rows.append(
+                {
+                    "engine": f"{engine} {precision}",
+                    "shape": [edge] * 3,
+                    "tiles": report.tiles_run,
+                    "wall_s": seconds,
+                    "tile_s": tile_s,
+                    "over_tiles": seconds / (report.tiles_run * tile_s),
+                    "engine_busy": report.engine_busy,
+                    "stolen": stolen,
+                }
+            )
+        volume.unlink()
+    bench.keep("wall", rows, bundle=bundle.spec.name, digest=bundle.digest)
+    print(
+        table(
+            ["engine", "edge", "tiles", "ms a tile", "wall s", "wall / tiles", "busy"],
+            [
+                [
+                    r["engine"],
+                    r["shape"][0],
+                    r["tiles"],
+                    f"{r['tile_s'] * 1e3:.1f}",
+                    f"{r['wall_s']:.2f}",
+                    f"{r['over_tiles']:.3f}",
+                    f"{r['engine_busy']:.3f}",
+                ]
+                for r in rows
+            ],
+        )
+    )
+
+
 RUN = {
     "size": size,
     "overlap": overlap,
@@ -535,6 +609,7 @@ RUN = {
     "depth": depth,
     "cap": cap,
     "seams": seams,
+    "wall": wall,
 }
 
 

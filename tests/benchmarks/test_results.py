@@ -185,6 +185,23 @@ def test_a_cost_that_rises_at_both_ends_is_not_hidden_by_its_slope(
     assert "48 at 1024³" in text
 
 
+def test_a_run_over_its_tiles_is_shown_by_size_and_marked_where_it_misses(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"engine": "openvino bf16", "shape": [n] * 3, "over_tiles": over}
+        | {"engine_busy": 0.91, "stolen": stolen}
+        for n, over, stolen in ((168, 1.31, 0.2), (384, 1.05, None))
+    ]
+    text = rendered("scaling-wall", {"rows": rows}, tmp_path)
+    row = next(line for line in text.splitlines() if "openvino bf16" in line)
+    assert [cell.strip() for cell in row.split("|")[1:4]] == [
+        "openvino bf16",
+        "1.310 †, busy 91.0% ‡",
+        "1.050, busy 91.0%",
+    ]
+
+
 def figures_of_quality(average_precision: float, dice: float) -> dict[str, Any]:
     score = {"average_precision": average_precision, "best_dice": dice}
     both = {"raw intensity": score, "white top-hat, σ 6": score}
