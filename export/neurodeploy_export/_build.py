@@ -25,6 +25,7 @@ from neurodeploy_export._settings import ExportSettings, Precision
 from neurodeploy_export._tensorrt import PlanRequest, check_options
 from neurodeploy_runtime._bundle import GOLDEN, ONNX, load_bundle, sha256
 from neurodeploy_runtime._errors import CancelledError, WriteError
+from neurodeploy_runtime._golden import batches
 from neurodeploy_runtime._spec import ModelSpec
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._cuda_driver import Gpu, gpus
@@ -286,7 +287,8 @@ def _prove(
 ) -> dict[str, Any]:
     """Hold a fresh engine to the golden answers, on the GPU; its figures.
 
-    In a child process again: an engine may crash, too.
+    In its widest batches, as a run asks it; in a child process again: an engine may
+    crash, too.
     """
     with np.load(folder / GOLDEN, allow_pickle=False) as golden:
         frozen = golden["probability"].astype(np.float32)
@@ -295,15 +297,16 @@ def _prove(
         "do": "run",
         "engine": str(plan),
         "golden": str(folder / GOLDEN),
+        "batch": identity.max_batch,
         "answers": str(answers),
         "host_code": identity.version_compatible,
         "gpu": gpu.index,
     }
     try:
         ran = _ask(identity.library, asked, lambda text, share: None, None)
-        parity = compare(
-            "engine", frozen, np.load(answers, allow_pickle=False), spec.threshold
-        )
+        expected = frozen[batches(len(frozen), identity.max_batch).ravel()]
+        found = np.load(answers, allow_pickle=False)
+        parity = compare("engine", expected, found, spec.threshold)
     finally:
         answers.unlink(missing_ok=True)
     limits = ExportSettings()

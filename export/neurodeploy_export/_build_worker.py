@@ -20,6 +20,7 @@ import numpy as np
 from neurodeploy_export import _errors
 from neurodeploy_export._tensorrt import PlanRequest, build_plan
 from neurodeploy_runtime._errors import DeviceError, EngineError, NeurodeployError
+from neurodeploy_runtime._golden import batches
 from neurodeploy_runtime.engines import _tensorrt_plans as plans
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession, process_log
@@ -101,27 +102,33 @@ def _do(
 
 
 def run_plan(trt: Any, asked: dict[str, Any], device: Device) -> dict[str, Any]:
-    """Run an engine on a bundle's golden tiles; the answers go into a file."""
+    """Run an engine on a bundle's golden tiles; the answers go into a file.
+
+    In batches of ``batch``, the file in the order of :func:`batches`.
+    """
     import time
 
     with np.load(asked["golden"], allow_pickle=False) as golden:
         voxels = golden["voxels"].astype(np.float32)
-        answers = np.empty_like(golden["probability"])
+        window = golden["probability"].shape[1:]
+    tiles = batches(len(voxels), asked["batch"])
+    answers = np.empty((*tiles.shape, *window), np.float32)
     session = TensorRtSession(
         trt,
         Path(asked["engine"]).read_bytes(),
         device,
-        (1, *voxels.shape[1:]),
-        (1, *answers.shape[1:]),
+        (asked["batch"], *voxels.shape[1:]),
+        (asked["batch"], *window),
         host_code=asked["host_code"],
     )
     times = []
-    for i in range(len(voxels)):
+    for numbers, out in zip(tiles, answers, strict=True):
+        batch = voxels[numbers]
         began = time.perf_counter()
-        session.infer(voxels[i : i + 1], answers[i : i + 1])
-        times.append(time.perf_counter() - began)
+        session.infer(batch, out)
+        times.append((time.perf_counter() - began) / asked["batch"])
     session.close()
-    np.save(asked["answers"], answers, allow_pickle=False)
+    np.save(asked["answers"], answers.reshape(-1, *window), allow_pickle=False)
     return {"gpu": device.gpu.name, "seconds_a_tile": min(times)}
 
 

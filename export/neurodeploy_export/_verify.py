@@ -15,7 +15,13 @@ from neurodeploy_runtime._bundle import Bundle, load_bundle
 from neurodeploy_runtime._errors import NeurodeployError
 from neurodeploy_runtime._golden import Golden
 from neurodeploy_runtime.engines._base import EngineSettings, PrecisionName
-from neurodeploy_runtime.engines._choose import ADAPTERS, Adapter, require_device
+from neurodeploy_runtime.engines._choose import (
+    ADAPTERS,
+    Adapter,
+    Choice,
+    open_engines,
+    require_device,
+)
 
 _DEFAULTS = ExportSettings()
 #: bfloat16 has three bits of mantissa less than half.
@@ -31,7 +37,8 @@ class Verdict:
     """What one engine said to the golden tiles.
 
     `parity` is None where it could not be asked; then `reason` says why. `seconds`
-    is the median for one tile. It agrees where there are no `failures`.
+    is the median for one tile of a batch of `batch`. It agrees where there are no
+    `failures`.
     """
 
     engine: str
@@ -41,6 +48,7 @@ class Verdict:
     failures: tuple[str, ...] = ()
     reason: str | None = None
     seconds: float | None = None
+    batch: int | None = None
 
     @property
     def agrees(self) -> bool | None:
@@ -52,8 +60,9 @@ def verify_bundle(bundle: str | Path | None, device: str = "auto") -> Iterator[V
     """Ask every engine of this machine, best first; a verdict each, as it comes.
 
     Opening the bundle has verified its hashes. `device` is ``auto`` for all of them,
-    ``cpu`` or ``cuda:N``. An engine that is possible and then fails to load or to run
-    has a verdict with that as its failure, not an exception.
+    ``cpu`` or ``cuda:N``. Each is asked in the batches that a run would give it, with
+    a tile in every place of them. An engine that is possible and then fails to load or
+    to run has a verdict with that as its failure, not an exception.
     """
     require_device(device)
     if device == "cuda":
@@ -67,7 +76,7 @@ def verify_bundle(bundle: str | Path | None, device: str = "auto") -> Iterator[V
         place = device if device != "auto" else ("cuda:0" if on_cuda else "cpu")
         half: PrecisionName = "fp16" if on_cuda else "bf16"
         for precision in ("fp32", half):
-            settings = EngineSettings(device=place, precision=precision, batch=1)
+            settings = EngineSettings(device=place, precision=precision)
             yield _ask(adapter, opened, golden, settings)
 
 
@@ -81,18 +90,34 @@ def _ask(
         reason = "the bundle has no FP16 graph: export with --precision fp16"
     if reason is not None:
         return Verdict(*where, None, reason=reason)
-    answers = np.empty_like(golden.probability)
+    choice = Choice(adapter, settings, ())
     times = []
     try:
-        with adapter.open(bundle, settings) as engine:
-            engine.warm_up()
-            for i in range(len(golden.voxels)):
+        # As a run opens it: a batch that a GPU does not hold is halved.
+        (engine,) = open_engines(bundle, [choice])
+        with engine:
+            tiles = golden.batches(engine.batch)
+            answers = np.empty(
+                (*tiles.shape, *golden.probability.shape[1:]), np.float32
+            )
+            for numbers, out in zip(tiles, answers, strict=True):
+                voxels = golden.voxels[numbers]
                 began = time.perf_counter()
-                engine.infer(golden.voxels[i : i + 1], answers[i : i + 1])
-                times.append(time.perf_counter() - began)
+                engine.infer(voxels, out)
+                times.append((time.perf_counter() - began) / engine.batch)
     except NeurodeployError as error:
-        nothing = compare("verify", golden.probability, answers * np.nan, 0.5)
+        nothing = compare(
+            "verify", golden.probability, golden.probability * np.nan, 0.5
+        )
         return Verdict(*where, nothing, failures=(str(error),))
-    parity = compare("verify", golden.probability, answers, bundle.spec.threshold)
+    frozen = golden.probability[tiles.ravel()]
+    answers = answers.reshape(frozen.shape)
+    parity = compare("verify", frozen, answers, bundle.spec.threshold)
     found = parity.failures(LIMITS[settings.precision])
-    return Verdict(*where, parity, tuple(found), seconds=float(np.median(times)))
+    return Verdict(
+        *where,
+        parity,
+        tuple(found),
+        seconds=float(np.median(times)),
+        batch=engine.batch,
+    )

@@ -37,6 +37,19 @@ class Golden:
     voxels: NDArray[np.float32]
     probability: NDArray[np.float32]
 
+    def batches(self, batch: int) -> NDArray[np.int64]:
+        """Numbers of tiles, (n, `batch`): each of them, and one in every place.
+
+        An engine may answer rightly in the first place of a batch and not in the last.
+        """
+        return batches(len(self.voxels), batch)
+
+
+def batches(tiles: int, batch: int) -> NDArray[np.int64]:
+    """See :meth:`Golden.batches`."""
+    count = -(-tiles // batch)
+    return (np.arange(count * batch, dtype=np.int64) % tiles).reshape(count, batch)
+
 
 def read_golden(path: Path, tile: Shape, window: Shape) -> Golden:
     """The golden tiles of a file, of a network of this tile and window.

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from neurodeploy_export import _verify as verifying
 from neurodeploy_export import verify_bundle
-from neurodeploy_runtime import Bundle, BundleError, BundleWriter, EngineError
+from neurodeploy_runtime import (
+    Bundle,
+    BundleError,
+    BundleWriter,
+    Engine,
+    EngineError,
+    EngineSettings,
+)
+from neurodeploy_runtime._golden import batches
 
 
 def test_every_engine_of_this_machine_agrees(bundle: Bundle) -> None:
@@ -46,8 +56,6 @@ def test_other_answers_are_found(bundle: Bundle, tmp_path: Path) -> None:
 def test_an_engine_that_fails_is_a_verdict(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     def broken(*_: object) -> None:
         raise EngineError("the GPU fell off the bus")
 
@@ -57,6 +65,40 @@ def test_an_engine_that_fails_is_a_verdict(
     monkeypatch.setattr(verifying, "ADAPTERS", adapters)
     verdicts = [v for v in verify_bundle(bundle.path, "cpu") if v.agrees is not None]
     assert [v.failures for v in verdicts] == [("the GPU fell off the bus",)]
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5, 6])
+@pytest.mark.parametrize("batch", [1, 2, 4, 16])
+def test_every_tile_and_every_place_of_a_batch_is_asked(tiles: int, batch: int) -> None:
+    asked = batches(tiles, batch)
+    assert asked.shape[1] == batch
+    assert set(asked.ravel().tolist()) == set(range(tiles))
+    assert asked.size < tiles + batch
+
+
+def test_an_engine_that_errs_in_the_last_place_of_its_batch_is_found(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run gives it whole batches: so does this."""
+    (real,) = (
+        a for a in verifying.ADAPTERS if (a.name, a.device) == ("onnxruntime", "cpu")
+    )
+
+    def errs(bundle: Bundle, settings: EngineSettings) -> Engine:
+        engine = real.open(bundle, replace(settings, batch=4))
+        infer = engine.infer
+
+        def last_is_wrong(batch: Any, out: Any) -> None:
+            infer(batch, out)
+            out[3] = 1 - out[3]
+
+        monkeypatch.setattr(engine, "infer", last_is_wrong)
+        return engine
+
+    monkeypatch.setattr(verifying, "ADAPTERS", [replace(real, open=errs)])
+    verdict = next(iter(verify_bundle(bundle.path, "cpu")))
+    assert verdict.batch == 4
+    assert verdict.agrees is False
 
 
 def test_a_damaged_bundle_is_not_asked(bundle: Bundle, tmp_path: Path) -> None:
