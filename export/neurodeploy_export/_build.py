@@ -174,7 +174,7 @@ def build_into(
         version_compatible=settings.version_compatible,
         hardware_compatibility=settings.hardware_compatibility,
     )
-    engines = folder / plans.FOLDER
+    engines = folder / plans.ENGINES
     final = engines / f"{identity.key}.engine"
     request = PlanRequest(
         onnx=str(folder / ONNX[precision]),

@@ -98,7 +98,7 @@ def require_replaceable(folder: Path, *, overwrite: bool) -> None:
 def _engines(bundle: Bundle) -> list[tuple[Path, plans.PlanRecord]]:
     """Whole engines of `tensorrt` that were built from the bundle's graphs."""
     found = []
-    engines = bundle.path / plans.FOLDER
+    engines = bundle.path / plans.ENGINES
     for path in sorted(engines.glob("*.json")):
         try:
             record = plans.read_record(path)

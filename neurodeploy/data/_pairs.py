@@ -308,12 +308,16 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
     return volumes, tracings
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files and stores, by name; a link back to a folder around it is not followed."""
+    real = folder.resolve()
+    if real in above:
+        return
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir() and not path.name.lower().endswith(_STORES):
-            yield from _walk(path)
+            yield from _walk(path, above | {real})
         else:
             yield path
 

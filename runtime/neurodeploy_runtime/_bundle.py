@@ -19,6 +19,11 @@ MODEL_JSON = "model.json"
 GOLDEN = "golden.npz"
 ONNX: dict[str, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 
+#: What a machine keeps in a bundle's folder, outside of its seal: its TensorRT engines,
+#: and which settings are fastest there.
+ENGINES, LOCAL_JSON = "engines", "local.json"
+MACHINES = (ENGINES, LOCAL_JSON)
+
 #: Larger than any honest model.json; checked before it is read.
 MAX_JSON_BYTES = 4_000_000
 
@@ -148,6 +153,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _others(path: Path) -> list[str]:
+    """What lies in a bundle's folder that neither an export nor a machine put there."""
+    if not (path / MODEL_JSON).is_file():
+        return []
+    try:
+        files = _read_json(path / MODEL_JSON).get("files")
+    except BundleError:
+        # A damaged bundle is one still: exporting again is its cure.
+        return []
+    known = {MODEL_JSON, *MACHINES, *(files if isinstance(files, dict) else ())}
+    names = (entry.name for entry in path.iterdir())
+    return sorted(n for n in names if n not in known and not n.startswith("."))
+
+
 class BundleWriter:
     """Writes a bundle that appears under its name only when it is whole.
 
@@ -171,6 +190,11 @@ class BundleWriter:
             raise OutputError(
                 f"{self.path} exists and is not a bundle: it is not overwritten, "
                 "choose another name"
+            )
+        if others := _others(self.path):
+            raise OutputError(
+                f"{self.path / others[0]} is no part of the bundle there, and would be "
+                "lost with it: move it first, or choose another name"
             )
         if not self.path.parent.is_dir():
             raise OutputError(

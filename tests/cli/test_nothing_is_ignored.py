@@ -1,6 +1,7 @@
 """What is asked for takes effect or is refused; nobody's file is taken for ours."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,25 @@ def test_a_bundle_that_came_to_exist_meanwhile_stays(
         with pytest.raises(OutputError, match="has come to exist meanwhile"):
             writer.seal(spec)
     assert (tmp_path / "b" / "thesis.txt").read_text() == "precious"
+
+
+def test_what_somebody_laid_into_a_bundle_is_not_lost_with_it(
+    tmp_path: Path, make_identity_bundle: MakeBundle
+) -> None:
+    """A bundle is replaced with what a machine keeps in it, and with nothing else."""
+    path = tmp_path / "b"
+    shutil.copytree(make_identity_bundle().path, path)
+    (path / "engines").mkdir()
+    for name in ("local.json", ".DS_Store"):
+        (path / name).touch()
+    BundleWriter(path, overwrite=True)
+    (path / "counts.csv").write_text("hours of work")
+    with pytest.raises(OutputError, match=r"counts\.csv is no part of the bundle"):
+        BundleWriter(path, overwrite=True)
+    # A damaged one is replaced all the same: that is its cure.
+    (path / "counts.csv").unlink()
+    (path / "model.json").write_text("{")
+    BundleWriter(path, overwrite=True)
 
 
 @pytest.mark.parametrize(

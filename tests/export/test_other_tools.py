@@ -81,7 +81,7 @@ def test_triton_takes_the_repository(bundle: Bundle, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(bundle.path, made)
-    engines = made / plans.FOLDER
+    engines = made / plans.ENGINES
     engines.mkdir()
     (engines / "part").write_bytes(b"a plan")
     identity = plans.PlanIdentity(

@@ -40,6 +40,20 @@ def tracing(path: Path) -> Path:
     return path
 
 
+def test_a_link_back_to_a_folder_around_it_is_not_followed(tmp_path: Path) -> None:
+    volume(tmp_path / "a" / "one.tif")
+    tracing(tmp_path / "a" / "one.swc")
+    try:
+        (tmp_path / "a" / "all").symlink_to(tmp_path, target_is_directory=True)
+        (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no symbolic links")
+    found = find_pairs(tmp_path)
+    # A link to a folder beside it is followed: data is often laid together so.
+    images = [str(pair.image.relative_to(tmp_path)) for pair in found.pairs]
+    assert images == ["a/one.tif", "b/one.tif"]
+
+
 @pytest.mark.parametrize(
     ("image", "annotation"),
     [

@@ -81,7 +81,7 @@ def identity_of(bundle: Bundle, **changes: Any) -> plans.PlanIdentity:
 
 def put_engine(bundle: Bundle, **changes: Any) -> Path:
     """A bundle's engine file, as a build leaves it."""
-    folder = bundle.path / plans.FOLDER
+    folder = bundle.path / plans.ENGINES
     folder.mkdir(exist_ok=True)
     part = folder / "part"
     part.write_bytes(b"a plan")

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from neurodeploy_runtime._atomic import write_atomically
-from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._bundle import LOCAL_JSON, Bundle
 from neurodeploy_runtime._errors import BundleError, OutputError
 from neurodeploy_runtime._report import machine
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.engines._cuda_driver import gpus
 
-LOCAL_JSON = "local.json"
 #: Larger than any honest one; checked before it is read.
 MAX_BYTES = 1_000_000
 

@@ -121,7 +121,7 @@ class TensorRtEngine(Engine):
                 f"batch {self.batch} is more than the engine's {identity.max_batch}: "
                 "build again with --max-batch"
             )
-        folder = bundle.path / plans.FOLDER
+        folder = bundle.path / plans.ENGINES
         reason = plans.check_plan(folder, record)
         if reason is not None:
             raise BundleError(

@@ -17,11 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from neurodeploy_runtime._bundle import ENGINES as ENGINES
 from neurodeploy_runtime._bundle import ONNX, sha256
 from neurodeploy_runtime._errors import BundleError, NeurodeployError
 from neurodeploy_runtime.engines._cuda_driver import Gpu
 
-FOLDER = "engines"
 #: The GPU of an engine that TensorRT-RTX made for no one GPU.
 PORTABLE = "any (compute capability 8.0 or newer)"
 
@@ -198,7 +198,7 @@ def find_plans(
     Nothing is hashed: :func:`check_plan` does that for the one that is used.
     """
     fit, reasons = [], []
-    for path in sorted((folder / FOLDER).glob("*.json")):
+    for path in sorted((folder / ENGINES).glob("*.json")):
         try:
             record = read_record(path)
         except BundleError as error:
