@@ -2,12 +2,14 @@
 
     python benchmarks/cost.py CUBES [--steps 300]
 
-Networks of three costs, the default's in the middle, each trained anew on the same
-simulated volumes for the same few steps, and scored on TRAILMAP's ten cubes, of which
-none has seen a voxel. Short trainings: they rank the networks and are no figure of
-the model that ships, which trains for 2200 steps and then on cubes. Speed is that of
-the same network in torch fp32 in this process. The answer is checked: raw intensity
-on the same voxels has to give what it is known to give.
+Networks of three costs, the default's in the middle, and MONAI's UNETR on a ViT-S, the
+network of `peers.py`, each trained anew on the same simulated volumes for the same few
+steps of equally many voxels, and scored on TRAILMAP's ten cubes, of which none has seen
+a voxel. The UNETR is trained at two learning rates, of which the better one counts.
+Short trainings: they rank the networks and are no figure of the model that ships, which
+trains for longer and then on cubes. Speed is that of the same network in torch fp32 in
+this process, per voxel. The answer is checked: raw intensity on the same voxels has to
+give what it is known to give.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _results import load, save, stamp, table
+from _unetr_training import CONFIG, SIZE, new_unetr, train_unetr
 
 from neurodeploy.data import IGNORE
 from neurodeploy.networks import Network, NetworkConfig, cost
@@ -47,12 +50,17 @@ NETWORKS = {
         quarter_channels=96,
     ),
 }  # fmt: skip
+#: The network of `peers.py`, and the learning rates that it is trained at.
+UNETR = "ViT-S UNETR"
+UNETR_RATES = (3e-4, 1e-3)
 #: Average precision of raw intensity over the cubes' labelled voxels.
 RAW = 0.8755
 
 
 def config_of(name):
     """A network's configuration as a result holds it."""
+    if name == UNETR:
+        return asdict(SIZE)
     return json.loads(json.dumps(asdict(NETWORKS[name])))
 
 
@@ -66,7 +74,7 @@ def require_the_same_networks(rows):
     """
     for row in rows:
         name = row["network"]
-        now = config_of(name) if name in NETWORKS else {}
+        now = config_of(name) if name in (*NETWORKS, UNETR) else {}
         then = row.get("config")
         if then is None:
             raise SystemExit(
@@ -90,17 +98,44 @@ def score(cubes, answers):
 
 
 def seconds_of_tiles():
-    """Of a tile in each network, in turn: what disturbs one disturbs the others."""
+    """Of a tile in each network, in turn: what disturbs one disturbs the others.
+
+    Of a larger tile, the share that one of the default's is of it.
+    """
     tile = torch.rand(1, 1, *DEFAULT.tile)
-    networks = {name: Network(config).eval() for name, config in NETWORKS.items()}
-    found = {name: [] for name in networks}
+    runs = {name: (Network(config), tile) for name, config in NETWORKS.items()}
+    runs[UNETR] = (new_unetr(), torch.rand(1, 1, *CONFIG.tile))
+    found = {name: [] for name in runs}
     with torch.inference_mode():
         for _ in range(25):
-            for name, network in networks.items():
+            for name, (network, voxels) in runs.items():
+                network.eval()
                 start = time.perf_counter()
-                network(tile)
-                found[name].append(time.perf_counter() - start)
+                network(voxels)
+                seconds = time.perf_counter() - start
+                found[name].append(seconds * tile.numel() / voxels.numel())
     return {name: float(np.median(times[1:])) for name, times in found.items()}
+
+
+def unetr_row(settings, volumes, cubes):
+    """The better of its trainings, both kept."""
+    tries = []
+    for rate in UNETR_RATES:
+        made = train_unetr(settings, volumes, rate)
+        found = score(cubes, [predict(made.network, CONFIG, c.image) for c in cubes])
+        tries.append((rate, made, found))
+        print(f"{UNETR} at {rate}: {found}", flush=True)
+    rate, made, found = max(tries, key=lambda one: one[2].average_precision)
+    return {
+        "network": UNETR,
+        "config": config_of(UNETR),
+        "kflop_per_voxel": made.flop_per_voxel / 1e3,
+        "parameters": made.parameters,
+        "average_precision": found.average_precision,
+        "dice": found.dice,
+        "learning_rate": rate,
+        "tried": {str(r): f.average_precision for r, _, f in tries},
+    }
 
 
 def trained(options):
@@ -136,6 +171,8 @@ def trained(options):
             }
         )
         print(rows[-1], flush=True)
+    rows.append(unetr_row(settings, volumes, cubes))
+    print(rows[-1], flush=True)
     return (
         rows,
         len(volumes),
