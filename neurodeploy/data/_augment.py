@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from neurodeploy._errors import ConfigError
 
+#: From this factor on its signal over its noise, a crop is hardly dimmed.
+_AS_IT_WAS = 0.9
 #: Drawn by their logarithm.
 _FACTORS = ("scale_range", "anisotropy", "gain_range", "gamma_range", "noise_jitter")
 
@@ -54,8 +56,14 @@ class Augmentation:
     #: A smooth change of background, up to this many units of noise.
     haze_probability: float = 0.3
     haze_limit: float = 3.0
+    #: How much of its limit a haze adds to what the volume's histogram takes for noise,
+    #: and the haze then lies anywhere within half its limit of 0. 0: nothing.
+    haze_widens: float = 0.0
     stripe_probability: float = 0.1
     missing_probability: float = 0.04
+    #: A neurite's voxel that is made dimmer than this many units of the new noise is
+    #: neither neurite nor background any more; 0: it stays what it was.
+    visible_from: float = 0.0
     #: Factor by which the volume's noise constant may be wrong.
     noise_jitter: float = 1.7
     #: Units of noise by which the volume's background may be wrong.
@@ -97,12 +105,19 @@ def degrade(
             units = ndimage.gaussian_filter(units, (along_z, sigma, sigma), truncate=3)
         gamma = np.float32(_log_uniform(settings.gamma_range, rng))
         units = np.sign(units) * np.abs(units) ** gamma
-        gain = _log_uniform(settings.gain_range, rng)
+        clean, gain = units, _log_uniform(settings.gain_range, rng)
         units = units * np.float32(gain)
+        wide = 0.0
         if rng.random() < settings.haze_probability:
-            units = units + _smooth_field(units.shape, settings.haze_limit, rng)
+            limit = settings.haze_limit
+            if settings.haze_widens:
+                limit = rng.uniform(0, limit)
+                wide = settings.haze_widens * limit
+                units = units + np.float32(rng.uniform(-0.5, 0.5) * limit)
+            units = units + _smooth_field(units.shape, limit, rng)
         noise = rng.uniform(*settings.noise_range)
         shot = rng.uniform(*settings.shot_range)
+        labels = _without_hidden(clean, labels, gain / np.hypot(gain, noise), settings)
         variance = np.float32(noise**2) + np.float32(shot) * np.maximum(units, 0)
         units = units + np.sqrt(variance) * rng.standard_normal(
             units.shape, dtype=np.float32
@@ -111,7 +126,7 @@ def degrade(
             lines = rng.standard_normal((units.shape[0], units.shape[1], 1))
             units = units + (rng.uniform(0.2, 0.8) * lines).astype(np.float32)
         # What the histogram of the whole degraded volume would have measured.
-        units = units / np.float32(np.hypot(gain, noise))
+        units = units / np.float32(np.sqrt(gain**2 + noise**2 + wide**2))
     if rng.random() < settings.missing_probability:
         axis = int(rng.integers(2))  # z, or y: how a camera's frame can lie
         at = int(rng.integers(units.shape[axis]))
@@ -122,6 +137,25 @@ def degrade(
     factor = np.exp(rng.uniform(-1, 1) * np.log(settings.noise_jitter))
     shift = rng.uniform(-1, 1) * settings.background_jitter
     return units * np.float32(factor) + np.float32(shift), labels
+
+
+def _without_hidden(
+    units: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    factor: float,
+    settings: Augmentation,
+) -> NDArray[np.uint8]:
+    """Labels without the neurites that `factor` on their signal hides in the noise.
+
+    To mark what cannot be seen would teach to mark the tissue's texture.
+    """
+    from scipy import ndimage
+
+    if not settings.visible_from or factor >= _AS_IT_WAS:
+        return labels
+    seen = ndimage.gaussian_filter(units, 0.7, truncate=3)
+    hidden = (labels != 0) & (seen * factor < settings.visible_from)
+    return np.where(hidden, np.uint8(255), labels)
 
 
 def _log_uniform(ends: tuple[float, float], rng: np.random.Generator) -> float:

@@ -4,15 +4,18 @@
    brightness, background, density, optics and anisotropy (`neurodeploy.simulate`);
    half of the confocal ones show traced neurons where tracings are given.
 2. A network trained on those alone.
-3. The model: fine-tuned on the ten TRAILMAP cubes, each normalised by itself and as
+3. A teacher: fine-tuned on the ten TRAILMAP cubes, each normalised by itself and as
    the brain around it would be (`trailmap.as_in_its_brain`), on the same cubes with
    most of their axons taken away (`trailmap.with_fewer_axons`), and on some of the
    simulated volumes so that it forgets nothing.
-4. Two halves of the volume that the cubes are cut from: fine-tuned in the same way
-   on the labels of one, measured on those of the other. No label is on both sides.
-   The model's threshold is the best one of the two pooled, each cube normalised as the
-   brain around it would be.
-5. Five folds over the cubes, eight for training and two to measure on. The cubes
+4. The model: fine-tuned like the teacher, and beside all that on an unlabelled volume
+   of the same microscope, a piece of a brain with few axons, labelled where the teacher
+   is sure (`trailmap.labelled_where_sure`).
+5. Two halves of the volume that the cubes are cut from: teacher and model made in the
+   same way with the labels of one, measured on those of the other. No label is on both
+   sides. The model's threshold is the one that serves best, on average, the cubes
+   normalised as the brain around them would be, and the cubes with few axons.
+6. Five folds over the cubes, eight for training and two to measure on. The cubes
    overlap (`trailmap`), so these show how well the model fits one volume.
 
 Steps that are finished are not repeated, an interrupted one is resumed; one of another
@@ -62,29 +65,42 @@ from neurodeploy.training.trailmap import (
     folds,
     half_of,
     halves,
+    labelled_where_sure,
+    read_brain,
     read_cubes,
     require_origins,
     with_fewer_axons,
 )
 from neurodeploy_runtime import Histogram
 
-#: For the cubes: milder than for simulated volumes, where what is too dim to be seen
-#: is not labelled. Axons dimmed below the tissue's texture teach to mark the texture.
+#: For the cubes: milder in shape than for simulated volumes. Axons dimmed below the
+#: tissue's texture would teach to mark the texture, so they are ignored; a background
+#: that changes widens the histogram of its volume.
 _NEAR = Augmentation(
     rotation_probability=0.2,
     scale_probability=0.3,
     scale_range=(0.85, 1.2),
     anisotropy=1.2,
-    degrade_probability=0.5,
-    gain_range=(0.4, 1.3),
-    noise_range=(0.0, 0.7),
+    degrade_probability=0.6,
+    gain_range=(0.25, 1.3),
+    noise_range=(0.0, 1.4),
     shot_range=(0.0, 0.3),
     gamma_range=(0.9, 1.1),
     blur_probability=0.1,
-    haze_probability=0.15,
-    noise_jitter=1.25,
+    haze_probability=0.4,
+    haze_limit=5.0,
+    haze_widens=0.4,
+    visible_from=1.5,
+    noise_jitter=1.4,
     background_jitter=0.4,
 )
+
+#: Of the samples of a fine-tuning: without the unlabelled volume, and with it.
+_TEACHERS = {"trailmap": 0.5, "light-sheet": 0.33, "confocal": 0.17}
+_WITH_BRAIN = {"trailmap": 0.4, "brain": 0.25, "light-sheet": 0.23, "confocal": 0.12}
+
+#: What is left of a cube's axons where the threshold is chosen.
+_FEW = 0.1
 
 
 #: The image of Gold166 that the model is measured on: its tracing is not used.
@@ -110,16 +126,21 @@ class Recipe:
         How often each cube is shown with few of its axons.
     sparse_share
         Least and most share of its axons that are left then.
+    sure, least
+        Where the teacher labels the unlabelled volume, and the least number of voxels
+        of a neurite there: see `trailmap.labelled_where_sure`.
     """
 
     seed: int = 20261122
-    light_sheet: int = 160
-    confocal: int = 96
-    simulated_steps: int = 2200
+    light_sheet: int = 384
+    confocal: int = 192
+    simulated_steps: int = 7000
     cube_steps: int = 400
-    rehearsal_every: int = 3
+    rehearsal_every: int = 6
     sparse: int = 2
     sparse_share: tuple[float, float] = (0.03, 0.4)
+    sure: tuple[float, float] = (0.15, 0.6)
+    least: int = 60
     folds: int = 5
     batch: int = 4
     #: Of tiles, on every axis. From 0.5 to 0.125, average precision on simulated
@@ -140,13 +161,15 @@ class Recipe:
             ema=0.998,
             workers=1,
             shares={"light-sheet": 0.65, "confocal": 0.35},
-            validate_every=250,
+            validate_every=500,
             save_every=250,
             log_every=25,
             network=self.network,
         )
 
-    def cube_settings(self, out: Path, start: Path, number: int) -> TrainSettings:
+    def cube_settings(
+        self, out: Path, start: Path, number: int, shares: dict[str, float]
+    ) -> TrainSettings:
         """Settings of a fine-tuning; `number` tells the folds' samples apart."""
         return TrainSettings(
             out=str(out),
@@ -165,7 +188,7 @@ class Recipe:
             # probability near what it says in tissue with few axons.
             loss=LossSettings(dice=0.3),
             neurite_share=0.25,
-            shares={"trailmap": 0.5, "light-sheet": 0.33, "confocal": 0.17},
+            shares=shares,
             validate_every=self.cube_steps,
             save_every=self.cube_steps,
             log_every=25,
@@ -298,15 +321,27 @@ def _fine_tuned(
     cubes: list[AnnotatedVolume],
     seen: dict[str, Answer],
     rehearsal: list[AnnotatedVolume],
+    brain: NDArray[Any],
     held: Sequence[AnnotatedVolume],
     say: Callable[[object], None],
 ) -> tuple[Path, list[Answer]]:
-    """Train the second stage; its last checkpoint, and its answers on `held`."""
-    out = run.parent
-    settings = recipe.cube_settings(run, out / "simulated" / "last", number)
-    few = sparse_cubes(recipe, cubes, seen, number)
-    both = [*cubes, *map(as_in_its_brain, cubes), *few, *rehearsal]
-    last = _fit(settings, both, [], say)
+    """Train a teacher and its model; the last checkpoint, its answers on `held`."""
+    start = run.parent / "simulated" / "last"
+    settings = recipe.cube_settings(run, start, number, _WITH_BRAIN)
+    last = run / "last"
+    if not _done(last, settings):
+        few = sparse_cubes(recipe, cubes, seen, number)
+        known = [*cubes, *map(as_in_its_brain, cubes), *few, *rehearsal]
+        before = run.with_name(f"teacher-{run.name}")
+        teacher = _fit(
+            recipe.cube_settings(before, start, number, _TEACHERS), known, [], say
+        )
+        network, checkpoint = load_checkpoint(teacher)
+        answer = predict(network, checkpoint.network, brain, overlap=recipe.overlap)
+        more = labelled_where_sure(brain, answer, recipe.sure, recipe.least)
+        share = (more.labels == NEURITE).mean()
+        say(f"{before.name} marks {share:.2%} of the unlabelled volume")
+        _fit(settings, [*known, more], [], say)
     network, checkpoint = load_checkpoint(last)
     config = checkpoint.network
     return last, [
@@ -315,21 +350,51 @@ def _fine_tuned(
     ]
 
 
+def _flat(
+    cubes: Sequence[AnnotatedVolume],
+    answers: Sequence[Answer],
+    where: Sequence[NDArray[np.bool_]],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Probabilities and truth of those voxels of all cubes."""
+    truth = [c.labels[w] == NEURITE for c, w in zip(cubes, where, strict=True)]
+    said = [a[w] for a, w in zip(answers, where, strict=True)]
+    return np.concatenate(said), np.concatenate(truth)
+
+
 def _score(
     cubes: Sequence[AnnotatedVolume],
     answers: Sequence[Answer],
     where: Sequence[NDArray[np.bool_]],
 ) -> Score:
-    truth = [c.labels[w] == 1 for c, w in zip(cubes, where, strict=True)]
-    said = [a[w] for a, w in zip(answers, where, strict=True)]
-    score = pooled_score(np.concatenate(said), np.concatenate(truth))
+    score = pooled_score(*_flat(cubes, answers, where))
     if score is None:
         raise DataError("the cubes hold one class only: nothing can be measured")
     return score
 
 
+def carrying_threshold(
+    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+) -> float:
+    """The threshold at which the mean Dice over several sets is best.
+
+    Each set is (probabilities, truth), flat. The best one of each set alone would
+    serve the others badly: where axons are few, it is higher.
+    """
+    grid = np.linspace(0.02, 0.98, 97)
+    total = np.zeros(len(grid))
+    for said, truth in parts:
+        for i, at in enumerate(grid):
+            marked = said >= at
+            total[i] += 2 * (marked & truth).sum() / max(marked.sum() + truth.sum(), 1)
+    return float(grid[total.argmax()])
+
+
 def make(
-    recipe: Recipe, cubes_folder: Path, tracings: Path | None, out: Path
+    recipe: Recipe,
+    cubes_folder: Path,
+    tracings: Path | None,
+    brain_file: Path,
+    out: Path,
 ) -> dict[str, Any]:
     """Make the default model in a folder; its figures on held-out labels.
 
@@ -345,6 +410,7 @@ def make(
     _keep_recipe(recipe, out / "recipe.json")
     cubes = read_cubes(cubes_folder)
     require_origins(cubes)
+    brain = read_brain(brain_file)
     first = recipe.simulated_settings(out / "simulated")
     if not _done(out / "simulated" / "last", first):
         simulated = simulated_volumes(recipe, tracings)
@@ -361,30 +427,38 @@ def make(
     network, checkpoint = load_checkpoint(out / "simulated" / "last")
     seen = {c.name: predict(network, checkpoint.network, c.image) for c in cubes}
 
-    last, _ = _fine_tuned(recipe, out / "final", 0, cubes, seen, rehearsal, [], say)
+    last, _ = _fine_tuned(
+        recipe, out / "final", 0, cubes, seen, rehearsal, brain, [], say
+    )
     save_checkpoint(out / "latest", read_checkpoint(last), load_weights(last))
     say(f"the model is {out / 'latest'}, its threshold not yet measured")
 
-    # Every cube twice: normalised by itself, and as its brain would be.
-    asked = [*cubes, *map(as_in_its_brain, cubes)]
+    # Every cube thrice: normalised by itself, as its brain would be, with few axons.
+    rng = np.random.default_rng(recipe.seed)
+    few = [with_fewer_axons(c, seen[c.name], _FEW, rng) for c in cubes]
+    asked = [*cubes, *map(as_in_its_brain, cubes), *few]
     by_half = [np.zeros(c.image.shape, np.float32) for c in asked]
     for half, kept in enumerate(halves(cubes)):
         run = out / f"half-{half}"
         _, answers = _fine_tuned(
-            recipe, run, 1 + half, kept, seen, rehearsal, asked, say
+            recipe, run, 1 + half, kept, seen, rehearsal, brain, asked, say
         )
         for whole, cube, answer in zip(by_half, asked, answers, strict=True):
             mine = half_of(cube, half)
             whole[mine] = answer[mine]
-    own, brain = by_half[: len(cubes)], by_half[len(cubes) :]
-    unseen = _score(cubes, brain, known)
+    own, in_brain, sparse = (
+        by_half[i : i + len(cubes)] for i in range(0, len(asked), len(cubes))
+    )
     figures = {
         "held_out_halves": dataclasses.asdict(_score(cubes, own, known)),
-        "held_out_halves_in_brain": dataclasses.asdict(unseen),
+        "held_out_halves_in_brain": dataclasses.asdict(_score(cubes, in_brain, known)),
+        "held_out_halves_sparse": dataclasses.asdict(_score(few, sparse, known)),
     }
     checkpoint = dataclasses.replace(
         read_checkpoint(last),
-        threshold=unseen.threshold,
+        threshold=carrying_threshold(
+            [_flat(cubes, in_brain, known), _flat(few, sparse, known)]
+        ),
         overlap=(recipe.overlap,) * 3,
         validated_on=seen_ranges([*cubes, *rehearsal]),
     )
@@ -404,7 +478,7 @@ def make(
         kept = [c for i, c in enumerate(cubes) if i not in held]
         out_of_it = [cubes[i] for i in held]
         _, answers = _fine_tuned(
-            recipe, run, 3 + number, kept, seen, rehearsal, out_of_it, say
+            recipe, run, 3 + number, kept, seen, rehearsal, brain, out_of_it, say
         )
         by_fold += answers
     figures["five_folds"] = dataclasses.asdict(_score(cubes, by_fold, known))
@@ -413,7 +487,7 @@ def make(
         out / "held_out.npz",
         names=np.array([c.name for c in cubes]),
         halves=np.stack(own),
-        halves_in_brain=np.stack(brain),
+        halves_in_brain=np.stack(in_brain),
         folds=np.stack(by_fold),
     )
     say(f"the model is {out / 'latest'}")
@@ -433,14 +507,20 @@ def make(
     help="Folder of SWC files in voxels (Gold166's): shapes for the simulator.",
 )
 @click.option(
+    "--brain",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TRAILMAP's unlabelled volume, whole_brain_crop_303.tif.",
+)
+@click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the runs and of the model.",
 )
-def main(cubes: Path, tracings: Path | None, out: Path) -> None:
+def main(cubes: Path, tracings: Path | None, brain: Path, out: Path) -> None:
     """Make the default model."""
-    make(Recipe(), cubes, tracings, out)
+    make(Recipe(), cubes, tracings, brain, out)
 
 
 if __name__ == "__main__":

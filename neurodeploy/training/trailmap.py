@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
-from neurodeploy.data import IGNORE, AnnotatedVolume
-from neurodeploy_runtime import Histogram
+from neurodeploy.data import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
+from neurodeploy_runtime import Box, Histogram, open_volume
 
 #: TRAILMAP's labels 0 to 4: unlabelled, background, axon, artifact, axon edge.
 _MEANING = np.array([IGNORE, 0, 1, 0, IGNORE], np.uint8)
@@ -141,6 +141,54 @@ def with_fewer_axons(
         image=np.clip(np.rint(image), 0, 65535).astype(np.uint16),
         labels=np.where(gone & axon, 0, cube.labels).astype(np.uint8),
     )
+
+
+def read_brain(path: Path) -> NDArray[Any]:
+    """The unlabelled volume of the same microscope: whole_brain_crop_303.tif.
+
+    Raises
+    ------
+    DataError
+        It is no volume of uint16.
+    """
+    with open_volume(path) as source:
+        if source.dtype != np.uint16:
+            raise DataError(
+                f"{path} is {source.shape} {source.dtype}: give TRAILMAP's unlabelled "
+                "volume of uint16, whole_brain_crop_303.tif"
+            )
+        return source.read(Box.whole(source.shape))
+
+
+def labelled_where_sure(
+    image: NDArray[Any],
+    probability: NDArray[np.float32],
+    sure: tuple[float, float],
+    least: int,
+) -> AnnotatedVolume:
+    """An unlabelled volume, labelled where a network is sure.
+
+    After Lee, "Pseudo-Label" (ICML workshop on representation learning, 2013).
+
+    Parameters
+    ----------
+    probability
+        float32 of the image's shape: the network's answer.
+    sure
+        Background lies below the first, neurites above the second; what is between is
+        ignored.
+    least
+        Neurites of fewer voxels are ignored, too: puncta leave such specks.
+    """
+    from scipy import ndimage
+
+    labels = np.full(image.shape, IGNORE, np.uint8)
+    labels[probability < sure[0]] = BACKGROUND
+    parts, _ = ndimage.label(probability > sure[1], np.ones((3, 3, 3)))
+    kept = np.bincount(parts.ravel()) >= least
+    kept[0] = False
+    labels[kept[parts]] = NEURITE
+    return AnnotatedVolume(image, labels, "brain", "brain", isotropic=True)
 
 
 def folds(count: int, number: int) -> Iterator[list[int]]:

@@ -15,6 +15,7 @@ from neurodeploy.training.default import (
     Recipe,
     _done,
     _keep_recipe,
+    carrying_threshold,
     seen_ranges,
     sparse_cubes,
 )
@@ -28,6 +29,29 @@ def volume(background: float, peak: float, seed: int = 0) -> AnnotatedVolume:
     labels[10:14, 4:20, 10:14] = 1
     image[labels == 1] += peak
     return AnnotatedVolume(image.astype(np.uint16), labels, f"bar {seed}")
+
+
+def test_a_threshold_serves_all_sets_and_not_the_best_of_one() -> None:
+    """Of two sets whose best thresholds lie at 0.3 and 0.8, one in between."""
+
+    def dice(part: tuple[np.ndarray, np.ndarray], at: float) -> float:
+        said, truth = part[0] >= at, part[1]
+        return float(2 * (said & truth).sum() / (said.sum() + truth.sum()))
+
+    rng = np.random.default_rng(0)
+    parts = []
+    for middle in (0.3, 0.8):
+        said = rng.random(4000)
+        parts.append((said.astype(np.float32), said > rng.normal(middle, 0.1, 4000)))
+    best = carrying_threshold(parts)
+    grid = np.linspace(0.02, 0.98, 97)
+    alone = [carrying_threshold([part]) for part in parts]
+    assert alone[0] < best < alone[1]
+    for part, own in zip(parts, alone, strict=True):
+        assert dice(part, own) == max(dice(part, at) for at in grid)
+    assert sum(dice(p, best) for p in parts) == max(
+        sum(dice(p, at) for p in parts) for at in grid
+    )
 
 
 def test_a_few_odd_volumes_do_not_widen_what_was_seen() -> None:

@@ -17,6 +17,7 @@ from neurodeploy.data import (
     Samples,
     mark_skeleton,
 )
+from neurodeploy.data._augment import degrade
 from neurodeploy.data._crops import crop
 
 TILE = (8, 16, 16)
@@ -125,3 +126,67 @@ def test_what_cannot_teach_is_refused(volumes):
         Samples([volume], TILE, TILE, None, 0, shares={"data": 0.0})
     with pytest.raises(DataError, match="one shape"):
         AnnotatedVolume(volume.image[1:], volume.labels, "cut")
+
+
+#: Signal and noise as they were recorded: nothing else happens to a crop.
+NOTHING_ELSE = Augmentation(
+    degrade_probability=1.0,
+    gain_range=(0.5, 0.5),
+    noise_range=(0.0, 0.0),
+    shot_range=(0.0, 0.0),
+    gamma_range=(1.0, 1.0),
+    blur_probability=0.0,
+    haze_probability=0.0,
+    stripe_probability=0.0,
+    missing_probability=0.0,
+    noise_jitter=1.0,
+    background_jitter=0.0,
+)
+
+
+def bars(*heights: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bars of these heights, in units of noise, 5 voxels thick; and their labels."""
+    units = np.zeros((9, 9, 12 * len(heights)), np.float32)
+    labels = np.zeros(units.shape, np.uint8)
+    for i, height in enumerate(heights):
+        here = (slice(2, 7), slice(2, 7), slice(12 * i + 2, 12 * i + 10))
+        units[here], labels[here] = height, 1
+    return units, labels
+
+
+def test_what_dimming_hides_is_neither_neurite_nor_background():
+    units, labels = bars(20.0, 2.0)
+    rng = np.random.default_rng(0)
+    dimmed = dataclasses.replace(NOTHING_ELSE, noise_range=(1.0, 1.0))
+    _, as_before = degrade(units, labels, dimmed, rng)
+    assert (as_before == labels).all()
+    # 20 and 2 of the noise that there was are 8.9 and 0.9 of what there is now.
+    dimmed = dataclasses.replace(dimmed, visible_from=1.5)
+    _, found = degrade(units, labels, dimmed, rng)
+    assert (found[4, 4, 2:10] == 1).all()
+    assert (found[4, 4, 14:22] == IGNORE).all()
+    assert (found[labels == 0] == 0).all()
+    # A crop that is no dimmer than it was keeps what an annotator saw.
+    bright = dataclasses.replace(NOTHING_ELSE, visible_from=1.5)
+    _, found = degrade(units, labels, bright, rng)
+    assert (found == labels).all()
+
+
+def test_a_changing_background_counts_as_noise_where_that_is_asked_for():
+    """A volume's histogram takes it for noise, so everything shrinks."""
+    units, labels = bars(40.0)
+    hazy = dataclasses.replace(NOTHING_ELSE, haze_probability=1.0, haze_limit=8.0)
+    wide = dataclasses.replace(hazy, haze_widens=0.5)
+
+    def heights(settings: Augmentation) -> np.ndarray:
+        rngs = map(np.random.default_rng, range(60))
+        found = [degrade(units, labels, settings, rng)[0] for rng in rngs]
+        return np.array([f[4, 4, 2:10].mean() - f[4, 4, :2].mean() for f in found])
+
+    # The bar over the background beside it: half of 40, over half of the noise.
+    assert np.median(heights(hazy)) == pytest.approx(40, abs=2)
+    shrunk = heights(wide) / 40
+    # Over the root of 0.5² and (0.5 × limit)², of limits up to 8.
+    assert shrunk.min() < 0.2
+    assert 0.8 < shrunk.max() < 1.1
+    assert np.median(shrunk) == pytest.approx(0.5 / np.hypot(0.5, 2), abs=0.08)

@@ -130,3 +130,27 @@ def test_folds_hold_every_cube_out_once() -> None:
 def test_a_folder_without_cubes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no volumes/volume-"):
         trailmap.read_cubes(tmp_path)
+
+
+def test_a_volume_is_labelled_where_a_network_is_sure_and_nowhere_else() -> None:
+    answer = np.full((8, 8, 20), 0.01, np.float32)
+    answer[2:6, 2:6, 2:6] = 0.9  # 64 voxels
+    answer[2:6, 2:6, 6:8] = 0.4  # beside it, and not sure
+    answer[3, 3, 12:18] = 0.95  # a speck
+    image = np.random.default_rng(0).integers(0, 999, answer.shape).astype(np.uint16)
+    found = trailmap.labelled_where_sure(image, answer, (0.15, 0.6), 60)
+    assert (found.labels[2:6, 2:6, 2:6] == 1).all()
+    assert (found.labels[2:6, 2:6, 6:8] == IGNORE).all()
+    assert (found.labels[3, 3, 12:18] == IGNORE).all()
+    assert (found.labels[answer < 0.15] == 0).all()
+    assert (found.labels == 1).sum() == 64
+    assert found.group == "brain"
+
+
+def test_a_volume_of_another_microscope_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "brain.npy", np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"\(4, 4, 4\) uint8: give TRAILMAP's"):
+        trailmap.read_brain(tmp_path / "brain.npy")
+    voxels = np.arange(64, dtype=np.uint16).reshape(4, 4, 4)
+    np.save(tmp_path / "brain.npy", voxels)
+    assert (trailmap.read_brain(tmp_path / "brain.npy") == voxels).all()
