@@ -85,6 +85,7 @@ def test_an_engine_that_errs_in_the_last_place_of_its_batch_is_found(
     )
 
     def errs(bundle: Bundle, settings: EngineSettings) -> Engine:
+        assert settings.batch is None  # as many as a run would take
         engine = real.open(bundle, replace(settings, batch=4))
         infer = engine.infer
 
