@@ -32,7 +32,7 @@ from _results import save, stamp
 from scipy import ndimage
 
 from neurodeploy.data import IGNORE, AnnotatedVolume
-from neurodeploy.evaluation import BASELINES, draw_line
+from neurodeploy.evaluation import BASELINES, draw_line, figures_of_filter
 from neurodeploy.morphology import read_swc
 from neurodeploy.simulate import LIGHT_SHEET, SimulationSettings, simulate_volume
 from neurodeploy.training import load_checkpoint, pooled_score, predict
@@ -117,11 +117,8 @@ def figures(
     }
     for name in METHODS:
         flat = np.concatenate([BASELINES[name](i.image)[i.known] for i in items])
-        other = pooled_score(flat, truth)
-        found[name] = {
-            "average_precision": other.average_precision,
-            "best_dice": other.dice,
-        }
+        # Its unit is its own: no threshold is out of range.
+        found[name] = asdict(figures_of_filter(flat, truth))
     return found
 
 

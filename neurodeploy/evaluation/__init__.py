@@ -4,6 +4,7 @@ from neurodeploy.evaluation._baselines import (
     BASELINES,
     BaselineFigures,
     baseline_figures,
+    figures_of_filter,
 )
 from neurodeploy.evaluation._evaluate import (
     Annotated,
@@ -37,6 +38,7 @@ __all__ = [
     "baseline_figures",
     "draw_line",
     "evaluate",
+    "figures_of_filter",
     "open_model",
     "overlay_png",
     "skeleton",

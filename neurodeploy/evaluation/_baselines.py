@@ -54,14 +54,18 @@ def baseline_figures(
     volumes: Sequence[AnnotatedVolume], score: Callable[[NDArray[Any]], Floats]
 ) -> BaselineFigures:
     """Pooled average precision and the best Dice over all thresholds."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
     scores, truths = [], []
     for volume in volumes:
         known = volume.labels != IGNORE
         scores.append(score(volume.image)[known])
         truths.append(volume.labels[known] != BACKGROUND)
-    every, truth = np.concatenate(scores), np.concatenate(truths)
+    return figures_of_filter(np.concatenate(scores), np.concatenate(truths))
+
+
+def figures_of_filter(every: Floats, truth: NDArray[np.bool_]) -> BaselineFigures:
+    """Of what a filter says of voxels, in any unit, and what is true; flat arrays."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(truth, every)
     dice = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return BaselineFigures(

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from neurodeploy.data import find_pairs, load_pair
-from neurodeploy.evaluation import BASELINES, baseline_figures
+from neurodeploy.evaluation import BASELINES, baseline_figures, figures_of_filter
 from neurodeploy_runtime import Bundle
 
 
@@ -157,3 +157,14 @@ def test_filters_reach_what_they_are_known_to_reach(shared_data: Path) -> None:
     for name, score in BASELINES.items():
         figures = baseline_figures(cubes, score)
         assert figures.average_precision == pytest.approx(known[name], abs=0.006)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 65535.0])
+def test_what_a_filter_reaches_does_not_depend_on_its_unit(unit: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(4000) < 0.2
+    said = (rng.normal(0, 1, 4000) + 2 * truth).astype(np.float32)
+    found = figures_of_filter(np.asarray(unit * said, np.float32), truth)
+    assert found.average_precision == pytest.approx(0.81, abs=0.03)
+    # Marking everything reaches a third.
+    assert found.best_dice == pytest.approx(0.74, abs=0.03)
