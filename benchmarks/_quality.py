@@ -25,8 +25,8 @@ of one brain, and settings of the training were chosen by looking at these figur
 "As in their brain" normalises by the labelled background of the held-out half too, \
 which no user has, and the model's threshold is the one that serves that row and cubes \
 like the sparse ones best on average: Dice at it there is no forecast. The networks \
-were also shown an unlabelled volume of another place in a brain, labelled by a teacher \
-that had seen no more labels than they."""
+were also shown an unlabelled volume of another place in a brain, labelled by a \
+teacher that had seen no more labels than they."""
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:

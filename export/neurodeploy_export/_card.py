@@ -49,7 +49,10 @@ def render(spec: ModelSpec, about: str | None = None) -> str:
     lines += ["", "`neurodeploy verify` repeats this on your machine.", ""]
     if spec.training:
         lines += ["## Training", ""]
-        lines += [f"- {key}: {value}" for key, value in sorted(spec.training.items())]
+        lines += [
+            f"- {key}: {_told(key, value)}"
+            for key, value in sorted(spec.training.items())
+        ]
         lines.append("")
     if about is not None:
         return "\n".join(lines)
@@ -61,3 +64,13 @@ def render(spec: ModelSpec, about: str | None = None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _told(key: str, value: Any) -> Any:
+    """A value as a card says it; of hundreds of volumes, how many of each kind."""
+    if key != "volumes" or not isinstance(value, dict):
+        return value
+    return (
+        ", ".join(f"{len(names)} {kind}" for kind, names in value.items() if names)
+        + " (`model.json` names them)"
+    )

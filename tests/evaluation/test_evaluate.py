@@ -165,6 +165,6 @@ def test_what_a_filter_reaches_does_not_depend_on_its_unit(unit: float) -> None:
     truth = rng.random(4000) < 0.2
     said = (rng.normal(0, 1, 4000) + 2 * truth).astype(np.float32)
     found = figures_of_filter(np.asarray(unit * said, np.float32), truth)
-    assert found.average_precision == pytest.approx(0.81, abs=0.03)
+    assert found.average_precision == pytest.approx(0.783, abs=2e-3)
     # Marking everything reaches a third.
-    assert found.best_dice == pytest.approx(0.74, abs=0.03)
+    assert found.best_dice == pytest.approx(0.706, abs=2e-3)

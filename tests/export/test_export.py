@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_unetr import TinyUnetr
+from tiny_unetr import TinyUnetr, make_spec
 from torch import nn
 
 from neurodeploy_export import (
@@ -26,6 +26,7 @@ from neurodeploy_export import (
     compare,
     export_bundle,
 )
+from neurodeploy_export._card import render
 from neurodeploy_export._graph import check_batch_is_dynamic, check_sizes
 from neurodeploy_export._onnx import check_module
 from neurodeploy_export._tiles import write_golden
@@ -328,3 +329,13 @@ def test_a_tensor_beyond_what_can_be_indexed_names_the_batch_that_fits(
     check_sizes(model, fits)
     with pytest.raises(ExportRequestError, match=f"--max-batch {fits}"):
         check_sizes(model, fits + 1)
+
+
+def test_a_card_counts_the_volumes_of_a_training_and_does_not_list_them() -> None:
+    volume = {"name": "cube", "image": "00", "labels": "11"}
+    volumes = {"training": [volume] * 300, "validation": [], "before": [volume] * 2}
+    spec = replace(make_spec(), training={"steps": 400, "volumes": volumes})
+    card = render(spec)
+    assert "- steps: 400" in card
+    assert "- volumes: 300 training, 2 before (`model.json` names them)" in card
+    assert "cube" not in card
