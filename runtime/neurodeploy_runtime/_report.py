@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -62,6 +63,12 @@ class Report:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, where installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # Once a process: each is parsed out of a file of metadata.
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
