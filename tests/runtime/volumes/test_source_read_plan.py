@@ -9,7 +9,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurodeploy_runtime import Box, OutputError, SettingsError
+from neurodeploy_runtime import Box, OutputError, ReadError, SettingsError
 from neurodeploy_runtime.volumes import (
     ArraySource,
     ScratchSource,
@@ -127,7 +127,7 @@ def test_scratch_that_fails_leaves_no_file(tmp_path):
         def read(self, box, out=None):
             raise OSError("the cable was pulled")
 
-    with pytest.raises(OSError, match="cable"):
+    with pytest.raises(ReadError, match=r"planes 0 to .* be read: the cable"):
         ScratchSource(Broken(a_stack()), tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="cannot be made in"):
