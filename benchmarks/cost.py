@@ -1,6 +1,6 @@
 """What a cheaper or a dearer network would be worth: quality against kFLOP per voxel.
 
-    python benchmarks/cost.py CUBES [--steps 300]
+    .venv-peers/bin/python benchmarks/cost.py CUBES [--steps 300]
 
 Networks of three costs, the default's in the middle, and MONAI's UNETR on a ViT-S, the
 network of `peers.py`, each trained anew on the same simulated volumes for the same few
