@@ -97,14 +97,15 @@ def score(cubes, answers):
     return pooled_score(np.concatenate(said), np.concatenate(truth))
 
 
-def seconds_of_tiles():
+def seconds_of_tiles(names):
     """Of a tile in each network, in turn: what disturbs one disturbs the others.
 
     Of a larger tile, the share that one of the default's is of it.
     """
     tile = torch.rand(1, 1, *DEFAULT.tile)
-    runs = {name: (Network(config), tile) for name, config in NETWORKS.items()}
-    runs[UNETR] = (new_unetr(), torch.rand(1, 1, *CONFIG.tile))
+    runs = {n: (Network(NETWORKS[n]), tile) for n in names if n in NETWORKS}
+    if UNETR in names:
+        runs[UNETR] = (new_unetr(), torch.rand(1, 1, *CONFIG.tile))
     found = {name: [] for name in runs}
     with torch.inference_mode():
         for _ in range(25):
@@ -148,6 +149,8 @@ def trained(options):
     volumes = simulated_volumes(recipe, None)
     rows = []
     for name, config in NETWORKS.items():
+        if name not in options.networks:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             settings = TrainSettings(
                 out=str(Path(folder) / "run"), steps=options.steps, batch=4,
@@ -171,8 +174,9 @@ def trained(options):
             }
         )
         print(rows[-1], flush=True)
-    rows.append(unetr_row(settings, volumes, cubes))
-    print(rows[-1], flush=True)
+    if UNETR in options.networks:
+        rows.append(unetr_row(settings, volumes, cubes))
+        print(rows[-1], flush=True)
     return (
         rows,
         len(volumes),
@@ -185,8 +189,11 @@ def main():
     parser.add_argument("cubes", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--volumes", type=int, default=40)
+    every = [*NETWORKS, UNETR]
+    parser.add_argument("--networks", nargs="+", choices=every, default=every)
     parser.add_argument("--times", action="store_true", help="Only time them again.")
     options = parser.parse_args()
+    options.networks.append("default")  # which the others are held against
     started = stamp()
     if options.times:
         before = load("cost")
@@ -195,7 +202,7 @@ def main():
         options.steps = before["steps"]
     else:
         rows, volumes, raw = trained(options)
-    seconds = seconds_of_tiles()
+    seconds = seconds_of_tiles([row["network"] for row in rows])
     for row in rows:
         row["tile_s"] = seconds[row["network"]]
     middle = seconds["default"]
