@@ -1,15 +1,16 @@
 """What a cheaper or a dearer network would be worth: quality against kFLOP per voxel.
 
-    .venv-peers/bin/python benchmarks/cost.py CUBES [--steps 300]
+    python benchmarks/cost.py CUBES [--steps 300]
+    .venv-peers/bin/python benchmarks/cost.py CUBES --networks "ViT-S UNETR"
 
-Networks of three costs, the default's in the middle, and MONAI's UNETR on a ViT-S, the
-network of `peers.py`, each trained anew on the same simulated volumes for the same few
-steps of equally many voxels, and scored on TRAILMAP's ten cubes, of which none has seen
-a voxel. The UNETR is trained at two learning rates, of which the better one counts.
-Short trainings: they rank the networks and are no figure of the model that ships, which
-trains for longer and then on cubes. Speed is that of the same network in torch fp32 in
-this process, per voxel. The answer is checked: raw intensity on the same voxels has to
-give what it is known to give.
+Networks of three costs, the default's in the middle, and where it is named MONAI's
+UNETR on a ViT-S, the network of `peers.py`, each trained anew on the same simulated
+volumes for the same few steps of equally many voxels, and scored on TRAILMAP's ten
+cubes, of which none has seen a voxel. The UNETR is trained at two learning rates, of
+which the better one counts. Short trainings: they rank the networks and are no figure
+of the model that ships, which trains for longer and then on cubes. Speed is that of
+the same network in torch fp32 in this process, per voxel. The answer is checked: raw
+intensity on the same voxels has to give what it is known to give.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import tempfile
 import time
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -190,10 +192,12 @@ def main():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--volumes", type=int, default=40)
     every = [*NETWORKS, UNETR]
-    parser.add_argument("--networks", nargs="+", choices=every, default=every)
+    parser.add_argument("--networks", nargs="+", choices=every, default=[*NETWORKS])
     parser.add_argument("--times", action="store_true", help="Only time them again.")
     options = parser.parse_args()
     options.networks.append("default")  # which the others are held against
+    if UNETR in options.networks and find_spec("einops") is None:
+        raise SystemExit(f"{UNETR} wants einops: use the environment of peers_env.sh")
     started = stamp()
     if options.times:
         before = load("cost")

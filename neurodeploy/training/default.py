@@ -71,7 +71,7 @@ from neurodeploy.training.trailmap import (
     require_origins,
     with_fewer_axons,
 )
-from neurodeploy_runtime import Histogram
+from neurodeploy_runtime import Histogram, NeurodeployError
 
 #: For the cubes: milder in shape than for simulated volumes. Axons dimmed below the
 #: tissue's texture would teach to mark the texture, so they are ignored; a background
@@ -520,7 +520,11 @@ def make(
 )
 def main(cubes: Path, tracings: Path | None, brain: Path, out: Path) -> None:
     """Make the default model."""
-    make(Recipe(), cubes, tracings, brain, out)
+    try:
+        make(Recipe(), cubes, tracings, brain, out)
+    except NeurodeployError as error:
+        click.echo(f"neurodeploy: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from neurodeploy._errors import CheckpointError, ConfigError
 from neurodeploy.data import AnnotatedVolume
-from neurodeploy.training import Checkpoint, save_checkpoint
+from neurodeploy.training import Checkpoint, read_checkpoint, save_checkpoint
 from neurodeploy.training.default import (
     Recipe,
     _done,
     _keep_recipe,
     carrying_threshold,
+    main,
+    make,
     seen_ranges,
     sparse_cubes,
 )
@@ -111,3 +114,56 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another sparse_share"):
         _keep_recipe(Recipe(sparse_share=(0.1, 0.2)), path)
     assert json.loads(path.read_text())["sparse_share"] == [0.03, 0.4]
+
+
+def test_a_wrong_volume_is_refused_in_a_sentence_before_anything_is_trained(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    np.save(tmp_path / "brain.npy", np.zeros((4, 4, 4), np.uint8))
+    words = ("--cubes", shared_data / "trailmap" / "train", "--brain")
+    words += (tmp_path / "brain.npy", "--out", tmp_path / "out")
+    ended = CliRunner().invoke(main, [str(word) for word in words])
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("neurodeploy: ")
+    assert "give TRAILMAP's unlabelled volume" in ended.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.slow
+def test_the_recipe_at_toy_size(tmp_path: Path, shared_data: Path) -> None:
+    """Every model learns the unlabelled volume from a teacher of its own labels."""
+    cubes = shared_data / "trailmap" / "train"
+    rng = np.random.default_rng(0)
+    brain = tmp_path / "brain.npy"
+    np.save(brain, rng.normal(1500, 60, (40, 80, 80)).astype(np.uint16))
+    recipe = Recipe(
+        light_sheet=8,
+        confocal=4,
+        simulated_steps=4,
+        cube_steps=4,
+        rehearsal_every=1,
+        sparse=1,
+        folds=2,
+        batch=1,
+    )
+    out = tmp_path / "run"
+    figures = make(recipe, cubes, None, brain, out)
+    assert set(figures) == {
+        "held_out_halves",
+        "held_out_halves_in_brain",
+        "held_out_halves_sparse",
+        "five_folds",
+    }
+    for name in ("final", "half-0", "half-1", "fold-0", "fold-1"):
+        theirs = read_checkpoint(out / f"teacher-{name}" / "last").volumes["training"]
+        mine = read_checkpoint(out / name / "last").volumes["training"]
+        assert [v for v in mine if v["name"] != "brain"] == theirs
+        assert len(mine) == len(theirs) + 1
+    latest = read_checkpoint(out / "latest")
+    assert 0.02 <= latest.threshold <= 0.98
+    assert latest.overlap == (0.125,) * 3
+    # What is finished is not made again.
+    logs = {path: path.stat().st_mtime_ns for path in out.rglob("log.csv")}
+    assert len(logs) == 11
+    assert make(recipe, cubes, None, brain, out) == figures
+    assert logs == {path: path.stat().st_mtime_ns for path in out.rglob("log.csv")}

@@ -413,13 +413,12 @@ class LiveSegmenter:
         with self._lock:
             if self._projection is None:
                 self._projected = longest
-                self._project()
+                self._projection = self._new_projection()
             projection = self._projection
-        assert projection is not None
         return projection.along_z()
 
-    def _project(self) -> None:
-        self._projection = GrowingProjections(
+    def _new_projection(self) -> GrowingProjections:
+        return GrowingProjections(
             self.plane_shape, np.dtype(np.uint8), self._projected, sides=False
         )
 
@@ -585,7 +584,7 @@ class LiveSegmenter:
         self._stacks += 1
         with self._lock:
             if self._projection is not None:
-                self._project()
+                self._projection = self._new_projection()
         # One for every stack: whoever still reads the one before stays with it.
         self._outlet = Outlet(self.outlet_planes)
         self._tally = Tally()
