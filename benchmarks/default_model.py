@@ -36,11 +36,11 @@ from neurodeploy.evaluation import BASELINES, draw_line, figures_of_filter
 from neurodeploy.morphology import read_swc
 from neurodeploy.simulate import LIGHT_SHEET, SimulationSettings, simulate_volume
 from neurodeploy.training import load_checkpoint, pooled_score, predict
+from neurodeploy.training.axons import with_fewer_axons
 from neurodeploy.training.trailmap import (
     as_in_its_brain,
     half_of,
     read_cubes,
-    with_fewer_axons,
 )
 from neurodeploy_runtime import Box, Normalisation, open_volume
 

@@ -42,9 +42,11 @@ ORIGINS = {
     "volume-9": (5, 0, -1),
 }
 
-#: Standard deviation, in voxels, of the blur that tells background from its texture.
-_SMOOTH = 5.0
+#: Planes of the unlabelled volume that are trained on; what lies behind is measured on.
+TRAINED_PLANES = 239
 
+#: Voxels of a cube on every axis.
+_SIDE = 64
 #: The halves meet at this y of the common volume, its longest axis.
 _MIDDLE = 45
 #: Labels nearer to the middle than this, in voxels, train neither half.
@@ -96,51 +98,11 @@ def as_in_its_brain(cube: AnnotatedVolume) -> AnnotatedVolume:
     return replace(cube, measured=background.freeze("background-asinh"))
 
 
-def with_fewer_axons(
-    cube: AnnotatedVolume,
-    probability: NDArray[np.float32],
-    share: float,
-    rng: np.random.Generator,
-) -> AnnotatedVolume:
-    """The cube as it might be in a part of the brain with few axons.
-
-    Axons stay in a ball that holds `share` of the labelled ones; the others are
-    replaced by the cube's own background: its smooth part, interpolated, and its
-    texture, moved there from elsewhere in the cube.
-
-    Parameters
-    ----------
-    probability
-        float32 of the cube's shape: where a network sees axons. What is above 0.2
-        goes, too, labelled or not.
-    """
-    from scipy import ndimage
-
-    axon = cube.labels == 1
-    near = ndimage.binary_dilation((probability > 0.2) | axon, iterations=2)
-    marked = np.argwhere(axon)
-    if not len(marked) or near.all():
-        raise DataError(f"{cube.name} has no axon to keep, or no background to copy")
-    centre = marked[int(rng.integers(len(marked)))]
-    grid = np.indices(axon.shape) - centre[:, None, None, None]
-    away = (grid**2).sum(axis=0)
-    gone = near & (away > np.quantile(away[axon], share))
-    calm = (~near).astype(np.float32)
-    weight = ndimage.gaussian_filter(calm, _SMOOTH)
-    base = ndimage.gaussian_filter(cube.image * calm, _SMOOTH)
-    base /= np.maximum(weight, 1e-6)
-    texture = cube.image - base
-    image, left = cube.image.astype(np.float32), gone.copy()
-    while left.any():
-        shift = tuple(rng.integers(0, axon.shape))
-        taken = left & ~np.roll(near, shift, (0, 1, 2))
-        image[taken] = (base + np.roll(texture, shift, (0, 1, 2)))[taken]
-        left &= ~taken
-    return replace(
-        cube,
-        image=np.clip(np.rint(image), 0, 65535).astype(np.uint16),
-        labels=np.where(gone & axon, 0, cube.labels).astype(np.uint8),
-    )
+def cut_to_labels(cube: AnnotatedVolume) -> AnnotatedVolume:
+    """The part of a cube that its labels span."""
+    where = np.argwhere(cube.labels != IGNORE)
+    place = tuple(map(slice, where.min(axis=0), where.max(axis=0) + 1))
+    return replace(cube, image=cube.image[place], labels=cube.labels[place])
 
 
 def read_brain(path: Path) -> NDArray[Any]:
@@ -149,13 +111,14 @@ def read_brain(path: Path) -> NDArray[Any]:
     Raises
     ------
     DataError
-        It is no volume of uint16.
+        It is no volume of uint16, or no cube fits into it.
     """
     with open_volume(path) as source:
-        if source.dtype != np.uint16:
+        if source.dtype != np.uint16 or min(source.shape) < _SIDE:
             raise DataError(
                 f"{path} is {source.shape} {source.dtype}: give TRAILMAP's unlabelled "
-                "volume of uint16, whole_brain_crop_303.tif"
+                f"volume of uint16, whole_brain_crop_303.tif, or another of at least "
+                f"{_SIDE} voxels a side"
             )
         return source.read(Box.whole(source.shape))
 

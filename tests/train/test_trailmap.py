@@ -8,7 +8,7 @@ import pytest
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import IGNORE, AnnotatedVolume
-from neurodeploy.training import trailmap
+from neurodeploy.training import axons, trailmap
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_fewer_axons_leave_a_cube_of_background(cubes: list[AnnotatedVolume]) ->
         units = cube.normalisation.apply(cube.image)
         seen[units > np.arcsinh(3)] = 1
         rng = np.random.default_rng(5)
-        few = trailmap.with_fewer_axons(cube, seen, 0.1, rng)
+        few = axons.with_fewer_axons(cube, seen, 0.1, rng)
         kept, all_of_them = few.labels == 1, cube.labels == 1
         assert not (kept & ~all_of_them).any()
         assert 0.05 < kept.sum() / all_of_them.sum() < 0.15
@@ -116,7 +116,7 @@ def test_a_cube_without_axons_has_none_to_keep(cubes: list[AnnotatedVolume]) -> 
     none = np.where(cubes[0].labels == 1, IGNORE, cubes[0].labels).astype(np.uint8)
     empty = replace(cubes[0], labels=none)
     with pytest.raises(DataError, match="no axon to keep"):
-        trailmap.with_fewer_axons(
+        axons.with_fewer_axons(
             empty, np.zeros(none.shape, np.float32), 0.1, np.random.default_rng(0)
         )
 
@@ -151,6 +151,10 @@ def test_a_volume_of_another_microscope_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "brain.npy", np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(DataError, match=r"\(4, 4, 4\) uint8: give TRAILMAP's"):
         trailmap.read_brain(tmp_path / "brain.npy")
-    voxels = np.arange(64, dtype=np.uint16).reshape(4, 4, 4)
+    voxels = np.arange(65 * 64 * 64, dtype=np.uint32).astype(np.uint16)
+    voxels = voxels.reshape(65, 64, 64)
+    np.save(tmp_path / "brain.npy", voxels[:63])
+    with pytest.raises(DataError, match="at least 64 voxels a side"):
+        trailmap.read_brain(tmp_path / "brain.npy")
     np.save(tmp_path / "brain.npy", voxels)
     assert (trailmap.read_brain(tmp_path / "brain.npy") == voxels).all()
