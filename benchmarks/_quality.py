@@ -10,10 +10,10 @@ METHODS = ("raw intensity", "white top-hat, σ 6")
 HEAD = ["asked of", "axon", "AP", "best Dice", "at", "Dice", "raw", "top-hat"]
 
 #: Average precision and best Dice that were asked for: in five folds over the cubes,
-#: and on cubes of another region, which are not here and are imitated by one row.
+#: and on cubes of another region, which are not here and are imitated by two rows.
 FOLDS_ASKED = (0.95, 0.88)
 OTHER_ASKED = (0.93, 0.85)
-OTHER = "cubes, sparse and dimmed"
+OTHERS = ("cubes, sparse and dimmed", "axons planted and dimmed")
 #: Share of a tracing within 3 voxels of the mask that was asked for.
 LINE_ASKED = 0.80
 
@@ -23,10 +23,12 @@ but without the labels of the half that it is asked of; the model that ships has
 both halves, and answers the rows of simulated volumes. The cubes are one small piece \
 of one brain, and settings of the training were chosen by looking at these figures. \
 "As in their brain" normalises by the labelled background of the held-out half too, \
-which no user has, and the model's threshold is the one that serves that row and cubes \
-like the sparse ones best on average: Dice at it there is no forecast. The networks \
-were also shown an unlabelled volume of another place in a brain, labelled by a \
-teacher that had seen no more labels than they."""
+which no user has, and the model's threshold is the one that serves that row, cubes \
+like the sparse ones and axons like those planted and dimmed best on average: Dice at \
+it there is no forecast. The networks were also shown an unlabelled volume of another \
+place in a brain, labelled by a teacher that had seen no more labels than they, with \
+axons of their own half planted into it; the rows of planted axons are of planes of it \
+that they did not see, and of axons of the other half."""
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
@@ -63,16 +65,17 @@ def text(values: dict[str, Any], five_folds: dict[str, float] | None) -> str:
                 (five_folds["average_precision"], five_folds["dice"]),
             )
         )
-    if OTHER in figures:
-        found = figures[OTHER]
-        asked.append(
-            _against(
-                "On cubes of another region, with half the signal, twice the "
-                f'background and a tenth of the axons, which "{OTHER}" imitates,',
-                OTHER_ASKED,
-                (found["average_precision"], found["best_dice"]),
+    for other in OTHERS:
+        if other in figures:
+            found = figures[other]
+            asked.append(
+                _against(
+                    "On cubes of another region, with half the signal, twice the "
+                    f'background and a tenth of the axons, which "{other}" imitates,',
+                    OTHER_ASKED,
+                    (found["average_precision"], found["best_dice"]),
+                )
             )
-        )
     if asked:
         parts.append(" ".join(asked))
     near = values.get("traced")

@@ -1,15 +1,17 @@
 """The default model's recipe on held-out halves of its cubes, and itself on others.
 
-    python benchmarks/default_model.py RUN CUBES [--image FILE --tracing SWC]
+    python benchmarks/default_model.py RUN CUBES BRAIN [--image FILE --tracing SWC]
 
 RUN is the folder of `python -m neurodeploy.training.default`, CUBES TRAILMAP's
-training folder. Every labelled voxel of the cubes is answered by the network of the
-half that it is not in. Asked of them:
+training folder, BRAIN its unlabelled volume. Every labelled voxel of the cubes is
+answered by the network of the half that it is not in. Asked of them:
 
 - the cubes as they are, normalised by themselves and as their brain would be (by
   their labelled background: an oracle, which no user has);
 - dimmed: half the signal, twice the background and its shot noise;
-- sparse: nine tenths of the axons replaced by the cube's own texture, then dimmed.
+- sparse: nine tenths of the axons replaced by the cube's own texture, then dimmed;
+- planted: a tenth of the axons in a part of the unlabelled volume that nothing was
+  trained on, as they are, and with half the signal, twice the background and its noise.
 
 Simulated volumes, of seeds that no training drew, are asked of the model that ships,
 at five densities and strengths; so is, where given, an image with its tracing. Raw
@@ -36,10 +38,17 @@ from neurodeploy.evaluation import BASELINES, draw_line, figures_of_filter
 from neurodeploy.morphology import read_swc
 from neurodeploy.simulate import LIGHT_SHEET, SimulationSettings, simulate_volume
 from neurodeploy.training import load_checkpoint, pooled_score, predict
-from neurodeploy.training.axons import with_fewer_axons
+from neurodeploy.training.axons import (
+    Dimming,
+    planted_where_known,
+    smooth_background,
+    unmarked,
+    with_fewer_axons,
+)
 from neurodeploy.training.trailmap import (
     as_in_its_brain,
     half_of,
+    read_brain,
     read_cubes,
 )
 from neurodeploy_runtime import Box, Normalisation, open_volume
@@ -74,9 +83,7 @@ def of(volume: AnnotatedVolume) -> Item:
 def dimmed(cube: AnnotatedVolume, rng: np.random.Generator) -> AnnotatedVolume:
     """Half of what rises over the background, twice the background."""
     image = cube.image.astype(np.float32)
-    base = ndimage.gaussian_filter(
-        ndimage.minimum_filter(ndimage.gaussian_filter(image, 1), 9), 4
-    )
+    base = smooth_background(image)
     # Noise of twice the background, less half of that which is in the image.
     noise = as_in_its_brain(cube).normalisation.noise * np.sqrt(2 - 0.25)
     image = 2 * base + 0.5 * (image - base) + rng.normal(0, noise, image.shape)
@@ -167,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("cubes", type=Path)
+    parser.add_argument("brain", type=Path)
     parser.add_argument("--image", type=Path, help="an image of Gold166")
     parser.add_argument("--tracing", type=Path, help="its SWC, in voxels")
     options = parser.parse_args()
@@ -180,12 +188,26 @@ def main() -> None:
     # The same axons go, whatever network is measured.
     first, _ = asker(options.run / "simulated" / "last")
     few = [with_fewer_axons(c, first(c.image), 0.1, rng) for c in cubes]
+    depth = len(cubes[0].image)
+    end = read_brain(options.brain)[-depth:]
+    tissue = unmarked(end, first(end))
+    seen = [first(c.image) for c in cubes]
+
+    def planted(dimming: Dimming) -> list[AnnotatedVolume]:
+        mine = np.random.default_rng(1)
+        return [
+            planted_where_known(c, p, tissue, 0.1, mine, dimming)
+            for c, p in zip(cubes, seen, strict=True)
+        ]
+
     sets = {
         "cubes, normalised by themselves": cubes,
         "cubes, as in their brain": [as_in_its_brain(c) for c in cubes],
         "cubes, dimmed": [dimmed(c, rng) for c in cubes],
         "cubes, sparse": few,
         "cubes, sparse and dimmed": [dimmed(c, rng) for c in few],
+        "axons planted in a brain": planted(Dimming()),
+        "axons planted and dimmed": planted(Dimming(0.5, 2.0, 80.0)),
     }
     found = {}
 

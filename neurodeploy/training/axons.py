@@ -160,9 +160,38 @@ def planted(
     known = np.where(cube.labels != IGNORE, cube.labels, said)
     around = ndimage.binary_dilation(kept)
     labels[around] = known[around]
+    # An axon goes on behind the ball, in its own cube only.
+    labels[around & ~kept & (known == NEURITE)] = IGNORE
     return AnnotatedVolume(
         _levels(image), labels, f"{cube.name} planted", "planted", cube.isotropic
     )
+
+
+def unmarked(image: NDArray[Any], probability: NDArray[np.float32]) -> AnnotatedVolume:
+    """Tissue to plant axons in and to measure on: background but where one is seen.
+
+    What the network sees above 0.2, and two voxels around it, is ignored.
+    """
+    seen = ndimage.binary_dilation(probability > _SEEN, iterations=2)
+    labels = np.where(seen, IGNORE, 0).astype(np.uint8)
+    return AnnotatedVolume(image, labels, "tissue")
+
+
+def planted_where_known(
+    cube: AnnotatedVolume,
+    probability: NDArray[np.float32],
+    tissue: AnnotatedVolume,
+    share: float,
+    rng: np.random.Generator,
+    dimming: Dimming,
+) -> AnnotatedVolume:
+    """:func:`planted`, labelled only where somebody labelled the cube: to measure on.
+
+    No network's answer becomes a label.
+    """
+    made = planted(cube, probability, tissue, share, rng, (0.0, 1.0), dimming)
+    labels = np.where(cube.labels != IGNORE, made.labels, IGNORE).astype(np.uint8)
+    return replace(made, name=cube.name, labels=labels)
 
 
 def smooth_background(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -62,7 +62,13 @@ from neurodeploy.training._losses import LossSettings
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, pooled_score
-from neurodeploy.training.axons import Dimming, planted, with_fewer_axons
+from neurodeploy.training.axons import (
+    Dimming,
+    planted,
+    planted_where_known,
+    unmarked,
+    with_fewer_axons,
+)
 from neurodeploy.training.trailmap import (
     TRAINED_PLANES,
     as_in_its_brain,
@@ -372,34 +378,6 @@ def planted_axons(
     return made
 
 
-def unmarked(
-    tissue: AnnotatedVolume, ask: Callable[[AnnotatedVolume], Answer]
-) -> AnnotatedVolume:
-    """Tissue to plant axons in and measure on: background where `ask` sees nothing."""
-    from scipy import ndimage
-
-    seen = ndimage.binary_dilation(ask(tissue) > 0.2, iterations=2)
-    return dataclasses.replace(
-        tissue, labels=np.where(seen, IGNORE, 0).astype(np.uint8)
-    )
-
-
-def planted_where_known(
-    cube: AnnotatedVolume,
-    probability: Answer,
-    tissue: AnnotatedVolume,
-    rng: np.random.Generator,
-    dimming: Dimming,
-) -> AnnotatedVolume:
-    """Few of the cube's axons in other tissue, known where somebody labelled the cube.
-
-    No network's answer becomes a label here: nothing is measured against it.
-    """
-    made = planted(cube, probability, tissue, _FEW, rng, (0.0, 1.0), dimming)
-    labels = np.where(cube.labels != IGNORE, made.labels, IGNORE).astype(np.uint8)
-    return dataclasses.replace(made, name=cube.name, labels=labels)
-
-
 def _fine_tuned(
     recipe: Recipe,
     run: Path,
@@ -535,8 +513,11 @@ def make(
     # of its axons planted where nothing was trained on.
     rng = np.random.default_rng(recipe.seed)
     few = [with_fewer_axons(c, seen[c.name], _FEW, rng) for c in cubes]
-    tissue = unmarked(_unlabelled(whole[-len(cubes[0].image) :]), first_stage)
-    dim = [planted_where_known(c, seen[c.name], tissue, rng, _DIMMED) for c in cubes]
+    end = whole[-len(cubes[0].image) :]
+    tissue = unmarked(end, first_stage(_unlabelled(end)))
+    dim = [
+        planted_where_known(c, seen[c.name], tissue, _FEW, rng, _DIMMED) for c in cubes
+    ]
     asked = [*cubes, *map(as_in_its_brain, cubes), *few, *dim]
     by_half = [np.zeros(c.image.shape, np.float32) for c in asked]
     for half, kept in enumerate(halves(cubes)):

@@ -1,6 +1,5 @@
 """TRAILMAP's overlapping cubes: what is held out is held out."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import IGNORE, AnnotatedVolume
-from neurodeploy.training import axons, trailmap
+from neurodeploy.training import trailmap
 
 
 @pytest.fixture(scope="module")
@@ -86,41 +85,6 @@ def test_in_its_brain_the_background_is_what_is_measured(
         assert np.quantile(units, 0.1587) == pytest.approx(-1, abs=0.05)
 
 
-def test_fewer_axons_leave_a_cube_of_background(cubes: list[AnnotatedVolume]) -> None:
-    for cube in cubes[:3]:
-        seen = np.where(cube.labels == 1, 1, 0).astype(np.float32)
-        # What nobody labelled shines as well: see it by its brightness.
-        units = cube.normalisation.apply(cube.image)
-        seen[units > np.arcsinh(3)] = 1
-        rng = np.random.default_rng(5)
-        few = axons.with_fewer_axons(cube, seen, 0.1, rng)
-        kept, all_of_them = few.labels == 1, cube.labels == 1
-        assert not (kept & ~all_of_them).any()
-        assert 0.05 < kept.sum() / all_of_them.sum() < 0.15
-        assert ((few.labels == IGNORE) == (cube.labels == IGNORE)).all()
-        assert (few.image[kept] == cube.image[kept]).all()
-        # Where axons were it looks as where none were: level, and texture.
-        gone = all_of_them & ~kept
-        calm = cube.labels == 0
-        assert few.image[gone].mean() < 1.3 * cube.image[calm].mean()
-        assert cube.image[gone].mean() > 1.4 * cube.image[calm].mean()
-        ratio = few.image[gone].std() / cube.image[calm].std()
-        assert 0.3 < ratio < 1.2
-        # And its noise is that of its background, as in a whole brain.
-        own, brain = few.normalisation, trailmap.as_in_its_brain(cube).normalisation
-        assert own.noise == pytest.approx(brain.noise, rel=0.35)
-        assert own.noise < 0.75 * cube.normalisation.noise
-
-
-def test_a_cube_without_axons_has_none_to_keep(cubes: list[AnnotatedVolume]) -> None:
-    none = np.where(cubes[0].labels == 1, IGNORE, cubes[0].labels).astype(np.uint8)
-    empty = replace(cubes[0], labels=none)
-    with pytest.raises(DataError, match="no axon to keep"):
-        axons.with_fewer_axons(
-            empty, np.zeros(none.shape, np.float32), 0.1, np.random.default_rng(0)
-        )
-
-
 def test_folds_hold_every_cube_out_once() -> None:
     held = list(trailmap.folds(10, 5))
     assert sorted(index for fold in held for index in fold) == list(range(10))
@@ -158,3 +122,14 @@ def test_a_volume_of_another_microscope_is_refused(tmp_path: Path) -> None:
         trailmap.read_brain(tmp_path / "brain.npy")
     np.save(tmp_path / "brain.npy", voxels)
     assert (trailmap.read_brain(tmp_path / "brain.npy") == voxels).all()
+
+
+def test_what_a_half_may_show_of_a_cube_ends_where_its_labels_do(
+    cubes: list[AnnotatedVolume],
+) -> None:
+    for held, kept in enumerate(trailmap.halves(cubes)):
+        for cube in kept:
+            part = trailmap.cut_to_labels(cube)
+            assert (part.labels != IGNORE).sum() == (cube.labels != IGNORE).sum()
+            mine = trailmap.half_of(cube, 1 - held).any(axis=(0, 2))
+            assert part.image.shape[1] <= mine.sum()
