@@ -111,8 +111,10 @@ def planted(
     tissue: AnnotatedVolume,
     share: float,
     rng: np.random.Generator,
+    *,
     sure: tuple[float, float] = (0.15, 0.6),
     dimming: Dimming | None = None,
+    shown: NDArray[np.bool_] | None = None,
 ) -> AnnotatedVolume:
     """Axons of the cube, in other tissue: the texture that a whole brain has.
 
@@ -132,6 +134,8 @@ def planted(
         At least as large as the cube on every axis; of the same microscope.
     dimming
         What becomes of the axons and of the tissue; None: nothing.
+    shown
+        Of the cube's shape: where it gives axons; None: everywhere.
 
     Raises
     ------
@@ -143,6 +147,8 @@ def planted(
         raise DataError(f"{cube.name} has no axon to plant")
     split = _Split.of(cube, probability)
     kept = split.near & _ball(axon, share, rng)
+    if shown is not None:
+        kept &= shown
     # Softened where the background begins again, so that no edge betrays the cut.
     near = split.near.astype(np.float32)
     soft = np.minimum(1, 1.3 * ndimage.gaussian_filter(near, 1.0))
@@ -189,7 +195,9 @@ def planted_where_known(
 
     No network's answer becomes a label.
     """
-    made = planted(cube, probability, tissue, share, rng, (0.0, 1.0), dimming)
+    made = planted(
+        cube, probability, tissue, share, rng, sure=(0.0, 1.0), dimming=dimming
+    )
     labels = np.where(cube.labels != IGNORE, made.labels, IGNORE).astype(np.uint8)
     return replace(made, name=cube.name, labels=labels)
 

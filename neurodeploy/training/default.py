@@ -72,10 +72,10 @@ from neurodeploy.training.axons import (
 from neurodeploy.training.trailmap import (
     TRAINED_PLANES,
     as_in_its_brain,
-    cut_to_labels,
     folds,
     half_of,
     halves,
+    labelled_rows,
     labelled_where_sure,
     read_brain,
     read_cubes,
@@ -356,25 +356,32 @@ def planted_axons(
 ) -> list[AnnotatedVolume]:
     """The axons of each cube that has some, planted `recipe.planted` times.
 
-    Only the part of a cube in which labels are known gives axons: nothing of a half
-    that is held out is shown. `ask` answers for the rest of that part.
+    Only the rows of a cube in which labels are known give axons: nothing of a half
+    that is held out is shown. `ask` answers where nobody labelled them.
     """
     rng = np.random.default_rng([recipe.seed, number, 1])
     low, high = np.log(recipe.planted_share)
     made = []
     for cube in cubes:
-        part = cut_to_labels(as_in_its_brain(cube))
-        if not (part.labels == NEURITE).any():
+        if not (cube.labels == NEURITE).any():
             continue
-        answer = ask(part)
+        answer, rows = ask(as_in_its_brain(cube)), labelled_rows(cube)
         for share in np.exp(rng.uniform(low, high, recipe.planted)):
             dimming = None
             if rng.random() < recipe.dimmed:
                 signal = float(np.exp(rng.uniform(np.log(0.3), 0)))
                 dimming = Dimming(signal, rng.uniform(1, 2.2), rng.uniform(0, 110))
-            made.append(
-                planted(part, answer, tissue, float(share), rng, recipe.sure, dimming)
+            more = planted(
+                cube,
+                answer,
+                tissue,
+                float(share),
+                rng,
+                sure=recipe.sure,
+                dimming=dimming,
+                shown=rows,
             )
+            made.append(more)
     return made
 
 

@@ -126,6 +126,21 @@ def test_dimmed_axons_lose_signal_and_the_tissue_gains_background_and_noise(
         assert (other.labels == plain.labels).all()
 
 
+def test_axons_are_planted_where_they_may_be_shown_only(
+    bar: AnnotatedVolume, tissue: AnnotatedVolume
+) -> None:
+    shown = np.zeros(bar.image.shape, bool)
+    shown[:, :, :6] = True
+    made = axons.planted(
+        bar, sees_the_bar(bar), tissue, 1.0, np.random.default_rng(3), shown=shown
+    )
+    level = np.median(made.image, axis=(1, 2), keepdims=True)
+    lit = np.argwhere(made.image > level + 100)
+    assert lit[:, 2].max() == 5
+    assert np.argwhere(made.labels == 1)[:, 2].max() == 5
+    assert (made.labels[10, 10, 6] == IGNORE).all()
+
+
 def test_axons_are_measured_against_hand_labels_alone(
     bar: AnnotatedVolume, tissue: AnnotatedVolume
 ) -> None:
