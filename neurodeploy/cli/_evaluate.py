@@ -153,7 +153,7 @@ def evaluate(
         "model": name,
         "data": str(data),
         **result.to_json(),
-        "baselines": {key: vars(value) for key, value in filters.items()},
+        "baselines": {k: None if v is None else vars(v) for k, v in filters.items()},
         "labels": {str(path): kind for path, kind in kinds.items()},
         "left_out": [[str(path), reason] for path, reason in found.left_out],
     }
@@ -195,7 +195,7 @@ def _images(
 
 def _filters(
     found: Found, kinds: Kinds, unit: Any, size: tuple[float, float, float] | None
-) -> dict[str, BaselineFigures]:
+) -> dict[str, BaselineFigures | None]:
     from neurodeploy.evaluation import BASELINES, baseline_figures
 
     volumes = [image.volume for image in _images(found, kinds, unit, size)]
@@ -232,7 +232,7 @@ def _print_distances(
 
 
 def _print_table(
-    name: str, result: Evaluation, filters: dict[str, BaselineFigures]
+    name: str, result: Evaluation, filters: dict[str, BaselineFigures | None]
 ) -> None:
     from rich.table import Table
 
@@ -256,7 +256,9 @@ def _print_table(
         row.append(math.inf if s.hd95_infinite else s.hd95)
         table.add_row(text, *("–" if x is None else f"{x:.3f}" for x in row))
     for filter_, figure in filters.items():
-        values = [f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"]
+        values = ("–", "", "–")
+        if figure is not None:
+            values = f"{figure.average_precision:.3f}", "", f"{figure.best_dice:.3f}"
         table.add_row(filter_, *values)
     out = console(width=max(140, console().width))
     out.print(table)

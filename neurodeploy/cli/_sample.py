@@ -29,7 +29,8 @@ LOOKS = ("light-sheet", "varied", "confocal")
     "--swc",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
-    help="Traced neuron in voxels, instead of simulated ones; may be repeated.",
+    help="Traced neuron, in voxels unless it says micrometres, instead of simulated "
+    "ones; may be repeated.",
 )
 @click.option(
     "--truth",
@@ -85,7 +86,11 @@ def sample(
     settings = SampleSettings(shape, seed, appearance[look], voxel_size_um=voxel_size)
     if threads is not None:
         settings = replace(settings, threads=threads)
-    neurites = [read_swc(path) for path in swc]
+    neurites = [
+        # Where it says that it is in micrometres, this volume's voxels decide.
+        n if n.voxel_size_um is None else n.to_voxels(voxel_size)
+        for n in map(read_swc, swc)
+    ]
     for path, neurite in zip(swc, neurites, strict=True):
         for note in neurite.notes if not quiet else ():
             click.echo(f"{path}: {note}", err=True)

@@ -122,12 +122,18 @@ def train(
     table = read_checkpoint(result.checkpoint).transfer
     if table and not quiet:
         _show_transfer(table)
-    figures = (
-        f"validation average precision {result.score.average_precision:.3f}, best "
-        f"Dice {result.score.dice:.3f} at threshold {result.score.threshold:.2f}"
-        if result.score
-        else "no volume was held out for validation"
-    )
+    if result.score:
+        figures = (
+            f"validation average precision {result.score.average_precision:.3f}, best "
+            f"Dice {result.score.dice:.3f} at threshold {result.score.threshold:.2f}"
+        )
+    elif validation:
+        figures = (
+            f"the {len(validation)} volumes held out are labelled with one class only, "
+            "which gives no figure: the last step is taken"
+        )
+    else:
+        figures = "no volume was held out for validation"
     click.echo(
         f"{result.checkpoint}: step {result.step} of {settings.steps}, "
         f"{time.perf_counter() - started:.0f} s; {figures}"
@@ -141,13 +147,26 @@ def _parts(
     say: Callable[[str], None],
 ) -> tuple[list[AnnotatedVolume], list[AnnotatedVolume]]:
     """What is trained on and what is held out; of a run that goes on, as it began."""
+    from neurodeploy.data._volumes import image_digest
     from neurodeploy.training import is_checkpoint, read_checkpoint, split
+    from neurodeploy.training._loop import volumes_before
     from neurodeploy.training._split import split_as, split_by_place
 
     last = Path(settings.out) / "last"
     share, seed = settings.validation_share, settings.seed
     if not (resume and is_checkpoint(last)):
-        return split(volumes, share, seed)
+        before = volumes_before(settings)
+        marks = {entry["image"] for entries in before.values() for entry in entries}
+        training, held = split(volumes, share, seed, marks)
+        _say_copies(volumes, say)
+        known = [v.name for v in held if image_digest(v.image) in marks]
+        if known:
+            say(
+                f"held out: {', '.join(known)}, which {settings.init} was made with: "
+                "figures of the validation do not say how well the network does on "
+                "other images"
+            )
+        return training, held
     begun = read_checkpoint(last).volumes
     if begun:
         return split_as(volumes, begun)
@@ -156,6 +175,16 @@ def _parts(
         "the same is not known"
     )
     return split_by_place(volumes, share, seed)
+
+
+def _say_copies(volumes: list[AnnotatedVolume], say: Callable[[str], None]) -> None:
+    from neurodeploy.data._volumes import image_digest
+
+    first: dict[str, str] = {}
+    for volume in volumes:
+        other = first.setdefault(image_digest(volume.image), volume.name)
+        if other != volume.name:
+            say(f"{volume.name} is a copy of {other}: both are on one side")
 
 
 def _settings(
@@ -184,10 +213,10 @@ def _settings(
         values["data"] = [str(path) for path in data]
     if voxel_size is not None:
         values["voxel_size_um"] = _three(voxel_size)
-    if mode == "slice" and values.get("network", {}).get("mode") != "slice":
-        values["network"] = {**_SLICE_NETWORK, **values.get("network", {})}
-    if mode is not None:
-        values["network"] = {**values.get("network", {}), "mode": mode}
+    network = values.get("network", {})
+    if mode is not None and isinstance(network, dict):  # else it is refused below
+        plain = _SLICE_NETWORK if mode == "slice" != network.get("mode") else {}
+        values["network"] = {**plain, **network, "mode": mode}
     return TrainSettings.from_plain(values, where)
 
 

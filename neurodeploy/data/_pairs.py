@@ -23,6 +23,7 @@ from neurodeploy.morphology import (
     read_swc,
 )
 from neurodeploy_runtime import Box, InputError, open_volume
+from neurodeploy_runtime.volumes import Source
 
 AnnotationKind = Literal["tracing", "voxels"]
 Unit = Literal["voxel", "um"]
@@ -121,10 +122,17 @@ def find_pairs(folder: str | Path) -> Found:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: name one with images and annotations")
     volumes, tracings = _listed(folder)
-    words = [path for path in volumes if _is_label(path)]
+    traced = {(path.parent, _stem(path).lower()) for path in tracings}
+    words = [
+        path
+        for path in volumes
+        # A folder that was asked for holds images, whatever it is called.
+        if _is_label(path, named_by_folder=path.parent != folder)
+        and (path.parent, _stem(path).lower()) not in traced
+    ]
     results = [path for path in words if is_result(path)]
     labels = [path for path in words if path not in results]
-    images = [path for path in volumes if not _is_label(path)]
+    images = [path for path in volumes if path not in words]
     pairs: list[Pair] = []
     left = [(path, _OWN) for path in results]
     paired: set[Path] = set()
@@ -259,7 +267,7 @@ def read_tracing(
     size = tracing.voxel_size_um
     if size is None:
         # As the labels are drawn: what is asked for counts where nothing is said.
-        with open_volume(pair.image) as source:
+        with _opened(pair.image) as source:
             size = source.voxel_size_um or voxel_size_um
     if size is None:
         raise DataError(
@@ -283,10 +291,31 @@ def require_both(labels: NDArray[np.uint8], name: str) -> None:
         )
 
 
+def _opened(path: Path) -> Source:
+    """Its volume.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is no stack of one channel: there is no option to say
+        which of a folder's channels, times or axes are meant.
+    """
+    try:
+        return open_volume(path)
+    except InputError as error:
+        problem, _, advice = str(error).rpartition(": ")
+        if not problem or not any(word in advice for word in ("--", "axes")):
+            raise
+        raise InputError(
+            f"{problem}: save what is meant as a stack (z, y, x) of one channel; a "
+            "folder of annotated images is read as it is"
+        ) from error
+
+
 def _whole(
     path: Path,
 ) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
-    with open_volume(path) as source:
+    with _opened(path) as source:
         size = math.prod(source.shape) * source.dtype.itemsize
         if size > _LIMIT_BYTES:
             raise DataError(
@@ -322,10 +351,9 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
             yield path
 
 
-def _is_label(path: Path) -> bool:
-    return bool(
-        _LABEL_FOLDER.match(path.parent.name) or _SAYS_LABEL.search(_stem(path))
-    )
+def _is_label(path: Path, *, named_by_folder: bool) -> bool:
+    by_folder = named_by_folder and _LABEL_FOLDER.match(path.parent.name)
+    return bool(by_folder or _SAYS_LABEL.search(_stem(path)))
 
 
 def _stem(path: Path) -> str:

@@ -119,7 +119,7 @@ def part_of(image: NDArray[Any], volumes: Mapping[str, Listed]) -> Part | None:
     }
     if mark in marks.get("training", set()) | marks.get("before", set()):
         return "training"
-    if mark in marks.get("validation", set()):
+    if mark in marks.get("validation", set()) | marks.get("chosen before", set()):
         return "validation"
     return "unseen" if "before" in volumes else None
 

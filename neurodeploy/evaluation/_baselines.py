@@ -52,14 +52,20 @@ class BaselineFigures:
 
 def baseline_figures(
     volumes: Sequence[AnnotatedVolume], score: Callable[[NDArray[Any]], Floats]
-) -> BaselineFigures:
-    """Pooled average precision and the best Dice over all thresholds."""
+) -> BaselineFigures | None:
+    """Pooled average precision and the best Dice over all thresholds.
+
+    None where all labels are of one class, which ranks nothing.
+    """
     scores, truths = [], []
     for volume in volumes:
         known = volume.labels != IGNORE
         scores.append(score(volume.image)[known])
         truths.append(volume.labels[known] != BACKGROUND)
-    return figures_of_filter(np.concatenate(scores), np.concatenate(truths))
+    truth = np.concatenate(truths)
+    if truth.all() or not truth.any():
+        return None
+    return figures_of_filter(np.concatenate(scores), truth)
 
 
 def figures_of_filter(every: Floats, truth: NDArray[np.bool_]) -> BaselineFigures:

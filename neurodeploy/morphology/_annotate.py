@@ -75,12 +75,14 @@ def annotate(
     smooth = gaussian_filter(image.astype(np.float32), (0.3, 0.7, 0.7))
     # So wide that a thick neurite has a ridge and no plateau.
     ridge = gaussian_filter(image.astype(np.float32), (0.7, 1.5, 1.5))
-    centre = _snapped(ridge, position, settings.snap)
+    noise = _noise(image)
+    # Over the background: a camera's offset is no brightness.
+    over = ridge - np.float32(np.median(ridge))
+    centre = _snapped(over, position, settings.snap, noise)
     soma = (tracing.kind[row] == _SOMA_TYPE) & (tracing.radius[row] > 2.5)
     radius_xy = np.empty(len(centre))
     radius_z = np.empty(len(centre))
     seen = np.empty(len(centre), bool)
-    noise = _noise(image)
     for body, limit in (
         (False, settings.largest_radius),
         (True, settings.largest_soma),
@@ -91,7 +93,7 @@ def annotate(
             width = _widths(smooth, centre[part], limit, anisotropy)
             radius_xy[part], radius_z[part], rise = width
             seen[part] = rise >= settings.visible_from * noise
-    own = tracing.radius[row][soma]
+    own = np.minimum(tracing.radius[row][soma], settings.largest_soma)
     radius_xy[soma] = np.maximum(radius_xy[soma], own)
     radius_z[soma] = np.maximum(radius_z[soma], own / anisotropy)
     labels = np.full(image.shape, BACKGROUND, np.uint8)
@@ -120,8 +122,13 @@ def _noise(image: NDArray[Any]) -> float:
     return max(float(np.median(apart)) / 0.6745 / 2**0.5, floor)
 
 
-def _snapped(ridge: NDArray[np.float32], position: Floats, reach: int) -> Floats:
-    """Each point on the brightest voxel near it, with shifts that change smoothly."""
+def _snapped(
+    over: NDArray[np.float32], position: Floats, reach: int, noise: float
+) -> Floats:
+    """Each point on the brightest voxel near it, with shifts that change smoothly.
+
+    `over` is how far the image lies over its background.
+    """
     if reach == 0 or not len(position):
         return position
     steps = np.arange(-reach, reach + 1)
@@ -129,17 +136,17 @@ def _snapped(ridge: NDArray[np.float32], position: Floats, reach: int) -> Floats
     offsets = np.unique(np.stack([g.ravel() for g in grid], axis=1), axis=0)
     near = np.rint(position).astype(np.int64)
     at = near[:, None] + offsets
-    for axis, extent in enumerate(ridge.shape):
+    for axis, extent in enumerate(over.shape):
         np.clip(at[..., axis], 0, extent - 1, out=at[..., axis])
-    value = ridge[at[..., 0], at[..., 1], at[..., 2]]
+    value = over[at[..., 0], at[..., 1], at[..., 2]]
     # A brighter voxel must be worth the way to it.
     cost = 0.02 * np.linalg.norm(offsets, axis=1)
     level = value.max(axis=1, keepdims=True)
-    best = np.argmax(value / np.maximum(level, 1e-6) - cost, axis=1)
+    best = np.argmax(value / np.maximum(level, noise) - cost, axis=1)
     shift = at[np.arange(len(at)), best] - position
     shift = gaussian_filter1d(shift, 1.5, axis=0, mode="nearest")
     moved: Floats = position + np.clip(shift, -reach, reach)
-    return np.clip(moved, 0, np.array(ridge.shape) - 1.0)
+    return np.clip(moved, 0, np.array(over.shape) - 1.0)
 
 
 def _widths(

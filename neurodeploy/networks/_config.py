@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Literal, get_args
@@ -108,6 +109,17 @@ class NetworkConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 1")
+        if self.register_tokens < 0:
+            raise ConfigError(f"register_tokens {self.register_tokens} is below 0")
+        if not 1 <= self.width * self.mlp_ratio < math.inf:
+            raise ConfigError(
+                f"mlp_ratio {self.mlp_ratio} makes no layer between a block's two: "
+                "use 4, as most do"
+            )
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(
+                f"norm_eps {self.norm_eps} is not between 0 and 1: use 1e-6"
+            )
         if self.width % self.heads:
             raise ConfigError(
                 f"width {self.width} does not divide into {self.heads} heads"

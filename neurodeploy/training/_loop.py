@@ -108,7 +108,7 @@ def train(
         require_same(last, begun_as.volumes, used)
         used = begun_as.volumes
     else:
-        used |= _before(settings)
+        used |= volumes_before(settings)
     settings, network, rows = _start(settings, fresh=not resumed)
     samples = Samples(
         volumes,
@@ -123,7 +123,7 @@ def train(
     device = _device(settings) if fabric is None else fabric.device
     first_rank = fabric is None or fabric.global_rank == 0
     amp = _precision(settings, device)
-    step, best_score, score = 0, None, None
+    step, best_score, score, scored_at = 0, None, None, 0
     losses: list[float] = []
     network.to(device)
     for parameter in network.parameters():
@@ -140,6 +140,7 @@ def train(
     if resumed:
         step, losses = _restore(last, settings, network, optimiser, average)
         score = _score_of(read_checkpoint(last))
+        scored_at = read_checkpoint(last).figures.get("validation", {}).get("step", 0)
         if is_checkpoint(best):
             best_score = _score_of(read_checkpoint(best))
     if first_rank:
@@ -157,6 +158,7 @@ def train(
         figures: dict[str, Any] = {}
         if score is not None:
             figures["validation"] = {
+                "step": scored_at,
                 "average_precision": score.average_precision,
                 "dice": score.dice,
                 "volumes": [v.name for v in validation],
@@ -214,7 +216,10 @@ def train(
         due = bool(validation) and (ended or step % settings.validate_every == 0)
         if due:
             shadow.load_state_dict(average.tensors)
-            score = validate(shadow, settings.network, validation, amp)
+            score, scored_at = (
+                validate(shadow, settings.network, validation, amp),
+                step,
+            )
             if score is not None and (
                 best_score is None
                 or score.average_precision > best_score.average_precision
@@ -295,14 +300,22 @@ def _has_donor(settings: TrainSettings) -> bool:
     return settings.init != "scratch" and not is_checkpoint(Path(settings.init))
 
 
-def _before(settings: TrainSettings) -> dict[str, Listed]:
-    """The volumes that a run's first weights have seen; no entry where not known."""
+def volumes_before(settings: TrainSettings) -> dict[str, Listed]:
+    """The volumes that a run's first weights were made with.
+
+    `before` are those they learned from, `chosen before` those they were chosen by; no
+    entry where it is not known.
+    """
     if settings.init == "scratch" or _has_donor(settings):
         return {"before": []}
     theirs = read_checkpoint(Path(settings.init)).volumes
     if "before" not in theirs:
         return {}
-    return {"before": theirs["before"] + theirs["training"]}
+    chosen = theirs.get("chosen before", []) + theirs.get("validation", [])
+    return {
+        "before": theirs["before"] + theirs["training"],
+        **({"chosen before": chosen} if chosen else {}),
+    }
 
 
 def _start(
@@ -316,6 +329,7 @@ def _start(
         return settings, Network(settings.network), []
     path = Path(settings.init)
     if is_checkpoint(path):
+        _require_no_transfer(settings)
         theirs = read_checkpoint(path)
         if theirs.network != settings.network:
             raise CheckpointError(
@@ -330,6 +344,17 @@ def _start(
     network = Network(settings.network)
     rows = transfer(donor, network.encoder, settings.inflate)
     return settings, network, [row.to_json() for row in rows]
+
+
+def _require_no_transfer(settings: TrainSettings) -> None:
+    """Refuse what says how 2D weights become 3D, of weights that are 3D."""
+    for name, plain in (("inflate", "center"), ("donor_architecture", "")):
+        value = getattr(settings, name)
+        if value != plain:
+            raise ConfigError(
+                f"{name} is {value!r}, and init is {settings.init}, a checkpoint "
+                "whose weights are 3D already: leave it out"
+            )
 
 
 def _fabric(settings: TrainSettings) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,16 +13,31 @@ from neurodeploy.data._volumes import Listed, image_digest, listed
 Parts = tuple[list[AnnotatedVolume], list[AnnotatedVolume]]
 
 
-def split(volumes: Sequence[AnnotatedVolume], share: float, seed: int) -> Parts:
+def split(
+    volumes: Sequence[AnnotatedVolume],
+    share: float,
+    seed: int,
+    seen: Collection[str] = (),
+) -> Parts:
     """Training and validation volumes; never an empty training part.
 
     A seed and the voxels of each image decide, neither its name nor its place among
     the others: files that are renamed, or folders named in another order, hold out the
-    same images. Both parts keep the order in which the volumes came.
+    same images. Copies of an image are on one side, and count once. Both parts keep
+    the order in which the volumes came.
+
+    Parameters
+    ----------
+    seen
+        Digests of images that the first weights were made with: they are held out
+        where no others are left.
     """
-    lots = [_lot(volume, seed) for volume in volumes]
-    order = sorted(range(len(volumes)), key=lots.__getitem__)
-    return _parts(volumes, order[: _count(len(volumes), share)])
+    copies: dict[str, list[int]] = {}
+    for i, volume in enumerate(volumes):
+        copies.setdefault(image_digest(volume.image), []).append(i)
+    drawn = sorted(copies, key=lambda mark: (mark in seen, _lot(mark, seed)))
+    chosen = drawn[: _count(len(copies), share)]
+    return _parts(volumes, [i for mark in chosen for i in copies[mark]])
 
 
 def split_as(volumes: Sequence[AnnotatedVolume], then: Mapping[str, Listed]) -> Parts:
@@ -66,7 +81,6 @@ def _parts(volumes: Sequence[AnnotatedVolume], held: Sequence[int]) -> Parts:
     )
 
 
-def _lot(volume: AnnotatedVolume, seed: int) -> str:
-    """Its place in a draw; copies of an image lie beside each other."""
-    text = f"{seed} {image_digest(volume.image)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def _lot(mark: str, seed: int) -> str:
+    """The place of an image, by its digest, in a draw."""
+    return hashlib.sha256(f"{seed} {mark}".encode()).hexdigest()

@@ -280,16 +280,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            values: Any = load_file(path)
         except SafetensorError as error:
             raise DonorError(f"{path} is not whole safetensors: {error}") from error
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise DonorError(
-            f"{path} is no state dict that loads without executing code: convert it "
-            f"to safetensors ({said_by(error)})"
-        ) from error
+    else:
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways
+            raise DonorError(
+                f"{path} is no state dict that loads without executing code: convert "
+                f"it to safetensors ({said_by(error)})"
+            ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
             values = values[wrapper]

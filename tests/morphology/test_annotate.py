@@ -88,3 +88,25 @@ def test_the_gold_standard_covers_the_bright_neuron(shared_data: Path) -> None:
     mirrored = gold.position * [1, -1, 1] + [0, 511, 0]
     with pytest.raises(InputError, match="y axis is probably mirrored"):
         annotate(replace(gold, position=mirrored), image)
+
+
+@pytest.mark.parametrize("offset", [0, 1000, 20_000])
+def test_a_cameras_offset_changes_no_label(offset: int) -> None:
+    """Of a dim neurite, whose tracing lies beside it."""
+    image = tube(2)
+    beside = LINE.moved((0, 2, 0))
+    labels = annotate(beside, image + np.uint16(offset))
+    assert (labels == annotate(beside, image)).all()
+    rows = np.flatnonzero(labels[16, :, 48] == 1)
+    assert rows.mean() == pytest.approx(20, abs=0.75)
+
+
+def test_a_cell_body_is_no_larger_than_it_may_be() -> None:
+    body = Morphology(
+        np.array([[16.0, 20.0, 48.0]]), np.array([900.0]), np.array([-1]), np.array([1])
+    )
+    allowed = AnnotationSettings(largest_soma=6.0, shell=0.0)
+    labels = annotate(body, tube(2), settings=allowed)
+    marked = np.argwhere(labels == 1)
+    assert len(marked)
+    assert np.linalg.norm(marked - [16, 20, 48], axis=1).max() < 10

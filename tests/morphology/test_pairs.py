@@ -350,3 +350,36 @@ def test_a_tracing_in_micrometres_lies_in_the_voxels_that_the_image_says(
         Pair(bare, swc, "tracing"), unit="um", voxel_size_um=(2.0, 1.0, 1.0)
     )
     assert found.samples(0.5)[0][0].tolist() == [2.0, 5.0, 10.0]
+
+
+def test_the_folder_that_was_asked_for_holds_images_whatever_it_is_called(
+    tmp_path: Path,
+) -> None:
+    gold = tmp_path / "gold"
+    image, shape = volume(gold / "a.tif"), tracing(gold / "a.swc")
+    (pair,) = find_pairs(gold).pairs
+    assert (pair.image, pair.annotation) == (image, shape)
+    # And below another one, a volume with a tracing of its name is an image.
+    (pair,) = find_pairs(tmp_path).pairs
+    assert (pair.image, pair.annotation) == (image, shape)
+    # A folder of masks beside one of images still is one.
+    volume(tmp_path / "set" / "volumes" / "volume-1.tif")
+    mask = volume(tmp_path / "set" / "labels" / "label-1.tif")
+    (pair,) = find_pairs(tmp_path / "set").pairs
+    assert pair.annotation == mask
+
+
+def test_what_no_option_of_a_training_can_choose_is_not_advised(tmp_path: Path) -> None:
+    path = tmp_path / "two.tif"
+    values = np.zeros((4, 2, 6, 8), np.uint16)
+    tifffile.imwrite(path, values, imagej=True, metadata={"axes": "ZCYX"})
+    for image, problem in (
+        (path, "has 2 channels"),
+        (volume(tmp_path / "flat.tif", IMAGE[0]), "is one plane"),
+    ):
+        pair = Pair(image, tracing(tmp_path / "a.swc"), "tracing")
+        with pytest.raises(InputError, match=problem) as error:
+            load_pair(pair)
+        assert "save what is meant as a stack" in str(error.value)
+        assert "--channel" not in str(error.value)
+        assert "axes" not in str(error.value)

@@ -37,6 +37,29 @@ def test_neither_order_nor_name_decides_what_is_held_out(volumes, another, seed)
             assert part == [v for v in renamed if v in part]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_an_image_are_on_one_side(volumes, another, seed):
+    twice = [dataclasses.replace(v, name=f"copy of {v.name}") for v in volumes[:2]]
+    some = [*volumes, *twice, another]
+    training, held = split(some, 0.5, seed)
+    marks = [{entry["image"] for entry in listed(part)} for part in (training, held)]
+    assert not marks[0] & marks[1]
+    assert len(marks[1]) == 2  # of four images
+    assert len(training) + len(held) == len(some)
+    # One image, however often, is trained on.
+    assert split([volumes[0], twice[0]], 0.5, seed) == ([volumes[0], twice[0]], [])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_the_first_weights_have_seen_is_held_out_last(volumes, another, seed):
+    some = [*volumes, another]
+    seen = {entry["image"] for entry in listed(volumes[:2])}
+    _, held = split(some, 0.5, seed, seen)
+    assert sorted(names([held])[0]) == sorted(names([[volumes[2], another]])[0])
+    _, held = split(some, 0.75, seed, seen)
+    assert len(held) == 3
+
+
 def test_another_seed_holds_out_others(volumes, another):
     some = [*volumes, another]
     drawn = {split(some, 0.25, seed)[1][0].name for seed in range(20)}

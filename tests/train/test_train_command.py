@@ -1,12 +1,13 @@
 """`neurodeploy train`: options and a file say the same, and nothing is guessed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tifffile
 
-from neurodeploy.training import load_checkpoint, read_log
+from neurodeploy.training import load_checkpoint, read_checkpoint, read_log
 
 TINY = """
 steps = 3
@@ -204,3 +205,105 @@ def test_a_misspelt_field_of_the_file_is_named(run, folder):
     ended = run("train", folder / "tiny.toml", "--data", folder / "data")
     assert ended.code == 2
     assert "did you mean learning_rate" in ended.err
+
+
+def test_a_run_says_when_it_is_measured_on_what_it_starts_from(run, folder):
+    first, second = folder / "first", folder / "second"
+    words = ("train", folder / "tiny.toml", "--validation-share", 0.34)
+    assert run(*words, "--data", folder / "data", "--out", first).code == 0
+    ended = run(
+        *words, "--data", folder / "data", "--out", second, "--init", first / "best"
+    )
+    assert ended.code == 0, ended.err
+    volumes = read_checkpoint(second / "best").volumes
+    # All three images belong to the first run: one of them is held out, and said.
+    held = volumes["validation"][0]["name"]
+    assert f"held out: {held}, which {first / 'best'} was made with" in ended.err
+    then = read_checkpoint(first / "best").volumes
+    assert volumes["before"] == then["training"]
+    assert volumes["chosen before"] == then["validation"]
+    for values, option in (("average", "--inflate"), ("vit", "--donor-architecture")):
+        ended = run(
+            *words, "--data", folder / "data", "--out", folder / "third",
+            "--init", first / "best", option, values,
+        )  # fmt: skip
+        assert ended.code == 2
+        assert "a checkpoint whose weights are 3D already" in ended.err
+
+
+def test_copies_are_said_and_never_measured_on(run, folder):
+    data = folder / "data"
+    for suffix in ("", "_mask"):
+        shutil.copy(data / f"cell0{suffix}.tif", data / f"again{suffix}.tif")
+    ended = run(
+        "train", folder / "tiny.toml", "--data", data, "--out", folder / "run",
+        "--validation-share", 0.34,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "data/cell0.tif is a copy of data/again.tif: both are on one side" in (
+        ended.err
+    )
+    volumes = read_checkpoint(folder / "run" / "best").volumes
+    marks = [
+        {entry["image"] for entry in volumes[part]}
+        for part in ("training", "validation")
+    ]
+    assert not marks[0] & marks[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ("register_tokens = -1", "register_tokens -1 is below 0"),
+        ("mlp_ratio = -1.0", "mlp_ratio -1.0 makes no layer"),
+        ("norm_eps = -1.0", "norm_eps -1.0 is not between 0 and 1"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_in_a_sentence(
+    run, folder, field, sentence
+):
+    (folder / "odd.toml").write_text(TINY + field + "\n")
+    ended = run(
+        "train", folder / "odd.toml", "--data", folder / "data", "--out", folder / "run"
+    )
+    assert ended.code == 2
+    assert sentence in ended.err
+    assert not (folder / "run").exists()
+
+
+def test_a_network_that_is_a_word_is_refused_in_a_sentence(run, folder):
+    (folder / "odd.toml").write_text('network = "small"\n')
+    ended = run(
+        "train", folder / "odd.toml", "--mode", "slice", "--data", folder / "data"
+    )
+    assert ended.code == 2
+    assert "network" in ended.err
+    assert "not foreseen" not in ended.err
+
+
+def test_volumes_of_one_class_are_held_out_and_give_no_figure(run, folder):
+    data = folder / "data"
+    for path in data.glob("*_mask.tif"):
+        labels = tifffile.imread(path) // 255 + 1  # 1 background, 2 neurite
+        tifffile.imwrite(
+            path, np.minimum(labels, 1) if "cell2" in path.name else labels
+        )
+    seed = next(
+        seed
+        for seed in range(50)
+        if "cell2" in held_out(run, folder, seed, folder / f"run{seed}")
+    )
+    ended = run(
+        "train", folder / "tiny.toml", "--data", data, "--labels", "slices",
+        "--validation-share", 0.34, "--seed", seed, "--out", folder / "again",
+    )  # fmt: skip
+    assert "the 1 volumes held out are labelled with one class only" in ended.out
+
+
+def held_out(run, folder, seed, out):
+    ended = run(
+        "train", folder / "tiny.toml", "--data", folder / "data", "--labels", "slices",
+        "--validation-share", 0.34, "--seed", seed, "--out", out, "--steps", 1,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    return read_checkpoint(out / "last").volumes["validation"][0]["name"]
