@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._console import console
-from neurodeploy.cli._options import Roi, engine_options, engine_settings
+from neurodeploy.cli._options import (
+    INPUT_NAMES,
+    Finite,
+    Roi,
+    engine_options,
+    engine_settings,
+    input_options,
+    refuse_without,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +42,7 @@ ABREAST = 4
 @click.option("--roi", type=Roi(), help="Measure on this box of INPUT.")
 @click.option(
     "--seconds",
-    type=float,
+    type=Finite(above=0),
     default=20.0,
     show_default=True,
     help="About how long one run takes; decides how much of INPUT is used.",
@@ -46,6 +54,7 @@ ABREAST = 4
     show_default=True,
     help="Runs of each engine, in turn.",
 )
+@input_options
 @engine_options
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a PNG."
@@ -75,6 +84,10 @@ def benchmark(**options: Any) -> None:
             raise OutputError(
                 f"{plot} exists: choose another name for --plot, or pass --overwrite"
             )
+        if plot.suffix.lower() != ".png" or not plot.absolute().parent.is_dir():
+            raise OutputError(
+                f"--plot {plot} cannot be drawn: name a .png in a folder that exists"
+            )
         import matplotlib  # noqa: F401  # named as missing before minutes are spent
     as_json, quiet = options["as_json"], options["quiet"]
     bundle = load_bundle(options["model"])
@@ -92,15 +105,23 @@ def benchmark(**options: Any) -> None:
     with ExitStack() as stack:
         tiles = _how_many(bundle, engine, options["seconds"])
         path, roi = options["input"], options["roi"]
+        reading = {name: options[name] for name in INPUT_NAMES}
         if path is None:
+            refuse_without("INPUT", "roi", *INPUT_NAMES)
             folder = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="neurodeploy-")
             )
             path = _simulated(bundle, Path(folder), tiles, say)
-        elif roi is None:
-            roi = _middle_of(bundle, path, tiles)
+        else:
+            roi = _part_of(bundle, path, reading, roi, tiles)
         found = compare_engines(
-            bundle, path, settings=engine, roi=roi, repeat=options["repeat"], say=say
+            bundle,
+            path,
+            settings=engine,
+            roi=roi,
+            reading=reading,
+            repeat=options["repeat"],
+            say=say,
         )
     trials: list[Trial] = []
     if options["tune"]:
@@ -159,11 +180,16 @@ def _simulated(bundle: Bundle, folder: Path, tiles: int, say: Any) -> str:
     return str(path)
 
 
-def _middle_of(bundle: Bundle, path: str, tiles: int) -> Box:
-    from neurodeploy_runtime import TilePlan, open_volume
+def _part_of(
+    bundle: Bundle, path: str, reading: dict[str, Any], roi: Box | None, tiles: int
+) -> Box:
+    """The box that was asked for, or the middle of the volume."""
+    from neurodeploy_runtime import SegmentSettings, TilePlan, open_volume
     from neurodeploy_runtime.measure import middle
 
-    with open_volume(path) as source:
+    with open_volume(path, **reading) as source:
+        if roi is not None:
+            return SegmentSettings(roi=roi).region_of(source.shape)
         return middle(TilePlan.of(bundle.spec, source.shape), tiles)
 
 

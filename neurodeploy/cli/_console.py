@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def on_terminal() -> bool:
+    """Whether standard error is looked at; it is None where a program has none."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,31 @@ class Roi(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         if not (z0 < z1 and y0 < y1 and x0 < x1):
             self.fail(f"{value!r} holds no voxel: each end is behind its start", param)
         return Box((z0, y0, x0), (z1, y1, x1))
+
+
+class Finite(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number that is one: above a bound, or at it, and neither NaN nor infinite."""
+
+    name = "NUMBER"
+
+    def __init__(self, above: float | None = None, least: float | None = None) -> None:
+        self.above, self.least = above, least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if self.above is not None and number <= self.above:
+            self.fail(f"{value} is not above {self.above:g}", param, ctx)
+        if self.least is not None and number < self.least:
+            self.fail(f"{value} is less than {self.least:g}", param, ctx)
+        return number
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg, unused-ignore]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from neurodeploy.cli._console import on_terminal
+
 if TYPE_CHECKING:
     from neurodeploy_runtime._progress import Progress, ProgressCallback
 
@@ -22,9 +24,7 @@ def voxel_progress(title: str, quiet: bool) -> Iterator[ProgressCallback | None]
     if quiet:
         yield None
         return
-    import sys
-
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield _lines(title)
         return
     from rich.console import Console

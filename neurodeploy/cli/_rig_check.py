@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._console import console
-from neurodeploy.cli._options import Size, engine_options, engine_settings
+from neurodeploy.cli._options import Finite, Size, engine_options, engine_settings
 
 if TYPE_CHECKING:
     from neurodeploy_runtime.live import RigReport
@@ -35,7 +35,7 @@ class Plane(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.command("rig-check")
 @click.argument("bundle", required=False)
 @click.option("--plane", type=Plane(), required=True, help="Pixels, as 2048x2048.")
-@click.option("--rate", type=float, required=True, help="Planes per second.")
+@click.option("--rate", type=Finite(above=0), required=True, help="Planes per second.")
 @click.option(
     "--dtype",
     type=click.Choice(["uint8", "uint16", "int16", "float32"]),
@@ -49,7 +49,7 @@ class Plane(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--memory", type=Size(), help="What the buffers may take.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1),
+    type=Finite(least=0.1),
     default=10.0,
     show_default=True,
     help="How long to measure.",

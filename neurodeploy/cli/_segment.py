@@ -10,6 +10,7 @@ import click
 from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
     INPUT_NAMES,
+    Finite,
     Share,
     default_output,
     open_input,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--follow-timeout",
-    type=click.FloatRange(1.5),
+    type=Finite(least=1.5),
     default=60.0,
     show_default=True,
     help="End after so many seconds without a new plane.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+
+from neurodeploy.cli._console import on_terminal
 
 if TYPE_CHECKING:
     from neurodeploy_export._progress import Progress
@@ -20,7 +21,7 @@ def steps(quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield lambda text, share: None
         return
-    if not sys.stderr.isatty():
+    if not on_terminal():
         yield _lines()
         return
     from rich.console import Console

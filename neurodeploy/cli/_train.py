@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurodeploy.cli._console import console
+from neurodeploy.cli._console import console, on_terminal
 
 if TYPE_CHECKING:
     from neurodeploy.data import AnnotatedVolume
@@ -265,12 +265,10 @@ def _show_transfer(table: list[dict[str, Any]]) -> None:
 @contextmanager
 def _progress(steps: int, quiet: bool) -> Iterator[OnRow | None]:
     """A bar on a terminal; elsewhere a line a minute and one per validation."""
-    import sys
-
     if quiet:
         yield None
         return
-    if not sys.stderr.isatty():
+    if not on_terminal():
         last = time.monotonic()
 
         def line(row: Row) -> None:

@@ -22,8 +22,8 @@ from neurodeploy.morphology import (
     annotate,
     read_swc,
 )
-from neurodeploy_runtime import Box, InputError, open_volume
-from neurodeploy_runtime.volumes import Source
+from neurodeploy_runtime import Box, InputError
+from neurodeploy_runtime.volumes._plain import open_plain
 
 AnnotationKind = Literal["tracing", "voxels"]
 Unit = Literal["voxel", "um"]
@@ -267,7 +267,7 @@ def read_tracing(
     size = tracing.voxel_size_um
     if size is None:
         # As the labels are drawn: what is asked for counts where nothing is said.
-        with _opened(pair.image) as source:
+        with open_plain(pair.image) as source:
             size = source.voxel_size_um or voxel_size_um
     if size is None:
         raise DataError(
@@ -291,31 +291,10 @@ def require_both(labels: NDArray[np.uint8], name: str) -> None:
         )
 
 
-def _opened(path: Path) -> Source:
-    """Its volume.
-
-    Raises
-    ------
-    InputError
-        It cannot be read, or is no stack of one channel: there is no option to say
-        which of a folder's channels, times or axes are meant.
-    """
-    try:
-        return open_volume(path)
-    except InputError as error:
-        problem, _, advice = str(error).rpartition(": ")
-        if not problem or not any(word in advice for word in ("--", "axes")):
-            raise
-        raise InputError(
-            f"{problem}: save what is meant as a stack (z, y, x) of one channel; a "
-            "folder of annotated images is read as it is"
-        ) from error
-
-
 def _whole(
     path: Path,
 ) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
-    with _opened(path) as source:
+    with open_plain(path) as source:
         size = math.prod(source.shape) * source.dtype.itemsize
         if size > _LIMIT_BYTES:
             raise DataError(

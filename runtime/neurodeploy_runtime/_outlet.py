@@ -27,6 +27,11 @@ from neurodeploy_runtime.volumes import Sink
 SEAM = 8
 
 
+def foreground_level(kind: PlaneKind, threshold: float) -> int:
+    """The least value of an output's voxel that is foreground, 1 to 255."""
+    return 1 if kind == "mask" else max(1, round(255 * threshold))
+
+
 def pool_seam(disagreement: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The largest disagreement of each cell of 8 × 8, as uint8.
 
@@ -221,11 +226,11 @@ class UnitOutlet:
         foreground = 0
         for output, part in zip(self._outputs, slab.parts, strict=True):
             voxels: NDArray[Any] = np.ascontiguousarray(part[inside])
-            positive = int(np.count_nonzero(voxels))
             if not sums:
-                foreground = positive
-            # A background unit of a chunked store is a record without a shard.
-            if positive or not output.sink.sparse:
+                level = foreground_level(output.kind, self._threshold)
+                foreground = int(np.count_nonzero(voxels >= level))
+            # A unit of zeros of a chunked store is a record without a shard.
+            if not output.sink.sparse or voxels.any():
                 patiently(partial(output.sink.write, unit, voxels), self._stop)
             sums.append(checksum(voxels))
         if self._seam is not None and slab.seam is not None:

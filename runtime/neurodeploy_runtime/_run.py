@@ -45,9 +45,9 @@ from neurodeploy_runtime.engines import Engine, same_engine
 from neurodeploy_runtime.volumes import (
     SinkKind,
     Source,
-    open_volume,
     sink_kind,
 )
+from neurodeploy_runtime.volumes._plain import open_plain
 
 
 class SegmentRun:
@@ -99,7 +99,7 @@ class SegmentRun:
         tissue = None
         self._tissue_digest: str | None = None
         if settings.tissue is not None:
-            with open_volume(settings.tissue) as mask:
+            with open_plain(settings.tissue) as mask:
                 tissue = TissueMask.read(mask, source.shape)
                 self._tissue_digest = mask.fingerprint()
         self._regions = RegionRun(
@@ -418,5 +418,5 @@ class SegmentRun:
                 f"foreground, more than the limit of {limit:.2%} (of {skip['audited']} "
                 f"skipped tiles that were run, {skip['audited_with_foreground']} held "
                 "some): run again without --skip-background, or with a lower "
-                "--skip-sigma"
+                "--skip-sigma, and with --overwrite"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy_runtime._bundle import Bundle, load_bundle
+from neurodeploy_runtime._errors import SettingsError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._progress import ProgressCallback
 from neurodeploy_runtime._report import Report
@@ -60,6 +61,7 @@ class Segmenter:
         self.bundle = bundle or load_bundle()
         self.settings = settings or SegmentSettings()
         self._owned: list[Engine] = []
+        self._closed = False
         self.choice: dict[str, Any] = {"passed_over": []}
         if engines is None:
             choices = choose_engines(self.bundle, self.settings.engine)
@@ -94,6 +96,7 @@ class Segmenter:
         RunError
             The work failed on the way; the same call continues it.
         """
+        self._check_open()
         return SegmentRun(
             self.bundle,
             self.engines,
@@ -150,6 +153,7 @@ class Segmenter:
         MemoryCapError
             Whole planes take more than the cap; without one, nothing is refused.
         """
+        self._check_open()
         made = Slabs(self.bundle, self.engines, self.settings, source, planes)
         # A report of a later run says it, too: the engine stays as it is now.
         said = self.choice["passed_over"]
@@ -158,9 +162,14 @@ class Segmenter:
 
     def close(self) -> None:
         """Close the engines that it opened; may be called twice."""
+        self._closed = True
         for engine in self._owned:
             engine.close()
         self._owned = []
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SettingsError("the segmenter is closed: open another")
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,8 @@ from neurodeploy_runtime._survey import survey
 from neurodeploy_runtime._tissue import TissueMask
 from neurodeploy_runtime.arrays import PlaneKind
 from neurodeploy_runtime.engines import Engine
-from neurodeploy_runtime.volumes import Source, open_volume
+from neurodeploy_runtime.volumes import Source
+from neurodeploy_runtime.volumes._plain import open_plain
 
 Slab = tuple[Box, NDArray[np.uint8]]
 
@@ -55,7 +56,7 @@ class Slabs:
         self._plan = TilePlan.of(bundle.spec, source.shape, settings.overlap)
         self._tissue: TissueMask | None = None
         if settings.tissue is not None:
-            with open_volume(settings.tissue) as mask:
+            with open_plain(settings.tissue) as mask:
                 self._tissue = TissueMask.read(mask, source.shape)
         memory = RunMemory(
             self._plan,

@@ -85,6 +85,7 @@ def test_the_time_of_a_run_is_that_from_file_to_file(
             "input": str(path),
             "engine": {"engine": "onnxruntime", "device": "cpu"},
             "roi": None,
+            "reading": {},
             "output": str(tmp_path / "out.tif"),
         }
     )

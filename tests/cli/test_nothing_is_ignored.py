@@ -245,3 +245,62 @@ def test_a_growing_folder_has_no_other_axes(
     assert ended.code == 2
     assert "not with axes 'yzx'" in ended.err
     assert not (tmp_path / "out.tif").exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "many"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("benchmark", "--seconds"),
+        ("rig-check", "--plane", "64x64", "--rate"),
+        ("rig-check", "--plane", "64x64", "--rate", "5", "--seconds"),
+        ("segment", "in.tif", "--follow", "--follow-timeout"),
+    ],
+)
+def test_a_number_is_one(run: Run, words: tuple[str, ...], number: str) -> None:
+    ended = run(*words, number)
+    assert ended.code == 2
+    assert number in ended.err
+    assert "not foreseen" not in ended.err
+
+
+def test_no_setting_is_not_a_number() -> None:
+    for make in (LiveSettings, FollowSettings):
+        with pytest.raises(SettingsError):
+            make(timeout_s=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--roi", "0:4,0:8,0:8"), "--roi does nothing without INPUT"),
+        (("--channel", "0"), "--channel does nothing without INPUT"),
+        (("in.tif", "--roi", "0:99,0:8,0:8"), "does not lie inside the volume"),
+        (("in.tif", "--plot", "no/x.png"), "name a .png in a folder that exists"),
+        (("in.tif", "--plot", "x.foo"), "name a .png in a folder that exists"),
+        (("in.tif", "--channel", "3"), "has no channel 3"),
+    ],
+)
+def test_a_benchmark_refuses_before_it_measures(
+    run: Run,
+    image: Path,
+    words: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(image.parent)
+    ended = run("benchmark", *words)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_a_mask_of_tissue_with_channels_is_not_given_the_images(
+    run: Run, image: Path
+) -> None:
+    mask = image.parent / "mask.tif"
+    voxels = np.ones((3, 2, 10, 10), np.uint8)
+    tifffile.imwrite(mask, voxels, imagej=True, metadata={"axes": "ZCYX"})
+    ended = run("segment", image, "--tissue", mask)
+    assert ended.code == 2
+    assert "mask.tif has 2 channels: save what is meant as a stack" in ended.err
+    assert "--channel" not in ended.err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -454,3 +455,18 @@ def test_info_shows_and_verifies_a_bundle_and_a_result(
     ended = run("info", result, "--json")
     assert json.loads(ended.out)["verified"].startswith("ALTERED")
     assert ended.code == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes the streams here")
+def test_a_program_without_a_standard_error_segments(
+    make_identity_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """As one that a desktop starts has none: sys.stderr is None there."""
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "in.tif", rng.integers(0, 256, (8, 16, 16), np.uint8))
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+    words = [sys.executable, "-m", "neurodeploy", "segment", "in.tif", "-m"]
+    line = shlex.join([*words, str(bundle.path)])
+    ended = subprocess.run(["sh", "-c", f"{line} 2>&-"], cwd=tmp_path)
+    assert ended.returncode == 0
+    assert (tmp_path / "in.seg.tif").exists()

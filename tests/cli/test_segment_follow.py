@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
 from neurodeploy.cli._progress import voxel_progress
-from neurodeploy_runtime import EngineSettings
+from neurodeploy_runtime import EngineSettings, InputError, load_bundle
 from neurodeploy_runtime._progress import Progress
 from neurodeploy_runtime.live import FollowSettings, LiveSettings, follow
+from neurodeploy_runtime.volumes._tiff_folder import planes_in_order
 
 
 @pytest.fixture
@@ -170,3 +172,51 @@ def test_a_threshold_of_skipping_that_nothing_skips_by_is_refused(
     code, _, err = run(*asked)
     assert code == 2
     assert "--skip-sigma does nothing without --skip-background" in err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "missing"),
+    [
+        ([0, 1, 3], "2"),
+        ([0, 2, 3], "1"),
+        ([0, 1, 3, 4, 6], "2, 5"),
+        ([0, 1, 3, 4, 6, 7, 9], "2, 5, 8"),
+        ([0, 10, 30], "20"),
+    ],
+)
+def test_planes_that_are_missing_are_named_also_where_gaps_are_as_many(
+    numbers, missing
+):
+    files = [Path(f"p{n}.tif") for n in numbers]
+    with pytest.raises(InputError, match=rf"lacks planes .*: {missing};"):
+        planes_in_order(files, Path("planes"))
+
+
+@pytest.mark.parametrize("numbers", [[0, 5], [3, 4, 5], [0, 1, 3, 7], [2, 4, 6, 8]])
+def test_planes_numbered_as_they_are_lie_in_order(numbers):
+    files = [Path(f"p{n}.tif") for n in numbers]
+    assert planes_in_order(files[::-1], Path("planes")) == files
+
+
+def test_the_foreground_of_a_probability_is_counted_at_the_threshold(run, tmp_path):
+    folder = tmp_path / "planes"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for z in range(12):
+        plane = rng.normal(1000, 30, (64, 64)).astype(np.uint16)
+        plane[30:34] += 900
+        tifffile.imwrite(folder / f"z{z:02}.tif", plane)
+    found = {}
+    for kind in ("mask", "probability"):
+        out = tmp_path / f"{kind}.tif"
+        ended = run(
+            "segment", "--follow", folder, "-o", out, "--output-kind", kind,
+            "--follow-timeout", "1.5", "--engine", "onnxruntime",
+        )  # fmt: skip
+        assert ended.code == 0, ended.err
+        found[kind] = json.loads(out.with_suffix(".json").read_text())
+    level = round(255 * load_bundle().spec.threshold)
+    written = tifffile.imread(tmp_path / "probability.tif")
+    counted = {k: v["foreground_voxels"] for k, v in found.items()}
+    assert counted["probability"] == (written >= level).sum()
+    assert 0 < counted["mask"] <= counted["probability"] < 1.1 * counted["mask"]

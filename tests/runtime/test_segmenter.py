@@ -360,6 +360,40 @@ def test_skipping_that_loses_too_much_is_an_error(
     assert not (tmp_path / "out.tif").exists()
 
 
+@pytest.mark.parametrize("kind", ["mask", "probability", "both"])
+def test_foreground_is_what_reaches_the_threshold_whatever_is_written(
+    make_identity_bundle: MakeBundle, tmp_path: Path, kind: Any
+) -> None:
+    """A haze of 0.1 everywhere is in a probability, and is no foreground."""
+    bundle = make_identity_bundle()
+    volume = np.full((20, 60, 60), 25, np.uint8)
+    volume[4:8, 10:20, 10:20] = 200
+    wanted = SegmentSettings(
+        output_kind=kind, threshold=0.5, normalisation=Normalisation("unit", 0, 255)
+    )
+    segmenter = Segmenter(bundle, wanted, engines=[NumpyEngine(bundle)])
+    report = segmenter.segment(ArraySource(volume), tmp_path / "out.tif")
+    assert report is not None
+    assert report.foreground_voxels == 400
+
+
+def test_a_closed_segmenter_says_so_and_leaves_nothing(
+    make_identity_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    bundle = make_identity_bundle()
+    segmenter = Segmenter(bundle, engines=[NumpyEngine(bundle)])
+    segmenter.close()
+    volume = np.zeros((8, 16, 16), np.uint8)
+    for asked in (
+        lambda: segmenter.segment(ArraySource(volume), tmp_path / "out.tif"),
+        lambda: segmenter.segment_array(volume),
+        lambda: segmenter.stream(ArraySource(volume)),
+    ):
+        with pytest.raises(SettingsError, match="is closed: open another"):
+            asked()
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_volume_without_foreground_is_reported_with_a_warning(
     make_identity_bundle: MakeBundle, tmp_path: Path
 ) -> None:

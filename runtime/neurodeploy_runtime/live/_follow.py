@@ -30,6 +30,7 @@ from neurodeploy_runtime._errors import (
 )
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._input_place import local_path
+from neurodeploy_runtime._outlet import foreground_level
 from neurodeploy_runtime._paths import Paths
 from neurodeploy_runtime._picture import draw_picture
 from neurodeploy_runtime._progress import Progress, ProgressCallback
@@ -93,7 +94,7 @@ class FollowSettings:
                 f"a push of {self.live.timeout_s:g} s makes no sense for files, which "
                 "wait as long as the engine goes on: set FollowSettings.timeout_s"
             )
-        if self.timeout_s <= self.settle_s:
+        if not self.timeout_s > self.settle_s:  # NaN, too, is refused
             raise SettingsError(
                 f"a timeout of {self.timeout_s:g} s ends before files settle, which "
                 f"takes {self.settle_s:g} s: use a longer one"
@@ -253,11 +254,12 @@ class _FollowRun:
             )
             bringer.start()
             foreground = 0
+            level = foreground_level(self._settings.live.output_kind, live.threshold)
             try:
                 for plane in live.planes():
                     spool.add(plane.voxels)
                     result.add(plane.voxels)
-                    foreground += int(np.count_nonzero(plane.voxels))
+                    foreground += int(np.count_nonzero(plane.voxels >= level))
                     self._tell(spool.planes, growing)
                 live.flush()
             finally:

@@ -82,8 +82,11 @@ class LiveSettings:
                 f"niceness {self.niceness} is not between 0 and 19: more priority than "
                 "the program itself has cannot be given"
             )
-        if self.timeout_s < 0 or self.limit_gap < 0:
-            raise SettingsError("timeout_s and limit_gap cannot be negative")
+        if not self.timeout_s >= 0 or self.limit_gap < 0:  # NaN, too, is refused
+            raise SettingsError(
+                f"timeout_s {self.timeout_s} and limit_gap {self.limit_gap}: neither "
+                "may be less than 0"
+            )
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise SettingsError(
                 f"threshold {self.threshold} is not between 0 and 1: it is compared "

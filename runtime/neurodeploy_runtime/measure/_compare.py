@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -153,11 +153,14 @@ def compare_engines(
     *,
     settings: EngineSettings | None = None,
     roi: Box | None = None,
+    reading: Mapping[str, Any] | None = None,
     repeat: int = 3,
     peaks: Peaks | None = None,
     say: Say = lambda text: None,
 ) -> Comparison:
     """Segment a volume (or its `roi`) with every engine, in turn, `repeat` times.
+
+    `reading` is what :func:`open_volume` is told: a channel, axes.
 
     Raises
     ------
@@ -191,7 +194,7 @@ def compare_engines(
     labels: dict[str, tuple[float, float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="neurodeploy-") as folder,
-        open_volume(path) as source,
+        open_volume(path, **(reading or {})) as source,
     ):
         region = roi or Box.whole(source.shape)
         itemsize = source.dtype.itemsize
@@ -202,7 +205,9 @@ def compare_engines(
                 out = Path(folder) / f"{len(runs)}-{candidate.settings.precision}.tif"
                 if candidate.name in runs:
                     out = Path(runs[candidate.name][0]["output"])
-                found = _in_process(bundle, path, candidate.settings, roi, out)
+                found = _in_process(
+                    bundle, path, candidate.settings, roi, reading or {}, out
+                )
                 runs.setdefault(candidate.name, []).append(found)
         reference = runs[order[0].name][0]["output"]
         for candidate in order:
@@ -288,11 +293,13 @@ def _in_process(
     path: str | Path,
     settings: EngineSettings,
     roi: Box | None,
+    reading: Mapping[str, Any],
     out: Path,
 ) -> dict[str, Any]:
     request = {
         "bundle": str(bundle.path),
         "input": str(path),
+        "reading": dict(reading),
         "engine": asdict(settings),
         "roi": None if roi is None else [list(roi.start), list(roi.stop)],
         "output": str(out),
@@ -320,12 +327,17 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
     from neurodeploy_runtime._segmenter import Segmenter
     from neurodeploy_runtime._settings import SegmentSettings
 
+    # JSON knows no tuples.
+    reading: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in request["reading"].items()
+    }
     box = request["roi"]
     roi = None if box is None else Box(tuple(box[0]), tuple(box[1]))
     settings = SegmentSettings(engine=EngineSettings(**request["engine"]), roi=roi)
     bundle = load_bundle(request["bundle"])
     with (
-        open_volume(request["input"]) as source,
+        open_volume(request["input"], **reading) as source,
         Segmenter(bundle, settings) as segmenter,
     ):
         engine = segmenter.engines[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import socket
 import threading
 import time
@@ -62,9 +63,8 @@ class RigClient:
     Raises
     ------
     StreamError
-        There is no server, it is busy, or it does not speak this protocol.
-    SettingsError
-        The server refuses such planes.
+        There is no server, it is busy, it does not speak this protocol, or it refuses
+        such planes.
     """
 
     def __init__(
@@ -141,7 +141,9 @@ class RigClient:
                 f"a plane of {plane.shape} {plane.dtype.name} does not belong to this "
                 f"stream of {shape} {self.hello.dtype}: it was not sent"
             )
-        index = NEXT if z is None else z
+        index = NEXT if z is None else operator.index(z)
+        if not (z is None or 0 <= index < NEXT):
+            raise StreamError(f"plane {z} is no index: it was not sent")
         header = Header(Kind.PLANE, index, length=self._plane_bytes)
         self._tell(header, plane_bytes(plane))
 

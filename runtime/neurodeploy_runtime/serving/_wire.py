@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._errors import StreamError
+from neurodeploy_runtime._errors import SettingsError, StreamError
 
 MAGIC = b"NDLV"
 VERSION = 1
@@ -103,7 +103,13 @@ class Header:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a client asks for; see PROTOCOL.md. `noise` 0 learns the normalisation."""
+    """What a client asks for; see PROTOCOL.md. `noise` 0 learns the normalisation.
+
+    Raises
+    ------
+    SettingsError
+        A field that no message can carry; names it.
+    """
 
     height: int
     width: int
@@ -114,6 +120,23 @@ class Hello:
     background: float = 0.0
     noise: float = 0.0
     ring_planes: int = 0
+
+    def __post_init__(self) -> None:
+        for name, table in (
+            ("dtype", DTYPES),
+            ("when_full", POLICIES),
+            ("output_kind", OUTPUTS),
+        ):
+            if (value := getattr(self, name)) not in table.values():
+                raise SettingsError(
+                    f"{name} {value!r} is unknown: use {', '.join(table.values())}"
+                )
+        for name in ("height", "width", "learn_planes", "ring_planes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value < 2**32:
+                raise SettingsError(
+                    f"{name} {value!r} is no whole number from 0 to {2**32 - 1}"
+                )
 
     def pack(self) -> bytes:
         """As the payload of a HELLO."""

@@ -154,8 +154,9 @@ def planes_in_order(files: Sequence[Path], folder: Path) -> list[Path]:
             f"{len(positions)} numbers"
         )
     steps = [b - a for a, b in itertools.pairwise(positions)]
-    step, often = Counter(steps).most_common(1)[0]
-    even = often > len(steps) // 2 and all(s % step == 0 for s in steps)
+    # Of steps that are equally frequent the least: a gap is longer than the others.
+    step, often = min(Counter(steps).items(), key=lambda item: (-item[1], item[0]))
+    even = 2 * often >= len(steps) and all(s % step == 0 for s in steps)
     missing = [
         number
         for a, b in itertools.pairwise(positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import socket
 import struct
@@ -598,3 +599,27 @@ def test_what_came_before_a_failure_is_not_lost_and_the_next_push_hears_of_it(bu
             with pytest.raises(StreamError, match="the device is gone"):
                 call()
     assert found == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "float64"),
+        ("when_full", "x"),
+        ("output_kind", "both"),
+        ("height", -1),
+        ("width", 2**32),
+        ("learn_planes", 1.5),
+    ],
+)
+def test_a_hello_that_no_message_can_carry_is_refused(field, value):
+    with pytest.raises(SettingsError, match=f"{field} {value!r} is"):
+        dataclasses.replace(HELLO, **{field: value})
+
+
+@pytest.mark.parametrize("z", [-1, 2**64 - 1, 2**64])
+def test_an_index_that_is_none_is_not_sent(server, z):
+    with RigClient(HELLO, server.port) as client:
+        with pytest.raises(StreamError, match=f"plane {z} is no index"):
+            client.push(np.zeros((HEIGHT, WIDTH), np.uint16), z)
+        client.push(np.zeros((HEIGHT, WIDTH), np.uint16), np.int64(0))
