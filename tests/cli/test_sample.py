@@ -32,6 +32,26 @@ def test_traced_neurons_are_what_the_truth_holds(
     assert 45 < mask.sum() < 45 * 40
 
 
+def test_a_tracing_that_says_micrometres_is_drawn_in_this_volumes_voxels(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    lines = "1 2 4 4 4 1 -1\n2 2 68 36 4 1 1\n"
+    said = "# Voxel separation (x,y,z): 0.5, 0.5, 1.0\n"
+    images = {}
+    for name, text, size in (
+        ("in voxels", "1 2 2 2 2 1 -1\n2 2 34 18 2 1 1\n", "2,2,2"),
+        ("micrometres", said + lines, "2,2,2"),
+        ("smaller voxels", said + lines, "2,1.6,1.6"),
+    ):
+        swc, image = tmp_path / f"{name}.swc", tmp_path / f"{name}.tif"
+        swc.write_text(text)
+        words = ["--swc", swc, "--voxel-size", size, "--look", "confocal"]
+        assert run("sample", image, *SMALL, *words).code == 0
+        images[name] = tifffile.imread(image)
+    assert (images["micrometres"] == images["in voxels"]).all()
+    assert (images["smaller voxels"] != images["in voxels"]).any()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -124,6 +124,8 @@ def test_what_is_between_two_rows_and_two_validations_survives(
         # At step 5 that of the validation after step 3, whoever made it.
         figures[at] = (checkpoint.threshold, checkpoint.figures)
     assert figures[6] == figures[4]
+    # Of the step that was validated last, and it says so.
+    assert figures[6][1]["validation"]["step"] == 3
     assert figures[6][1]["validation"]
     train(cut, volumes[:2], volumes[2:], resume=True)
     assert losses(cut.out) == losses(rare.out)

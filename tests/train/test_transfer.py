@@ -259,7 +259,9 @@ def test_a_local_file_gives_what_the_model_has(tmp_path) -> None:
     torch.save(
         {"teacher": {f"backbone.{k}": v for k, v in state.items()}}, tmp_path / "w.pth"
     )
-    for file in ("w.safetensors", "w.pth"):
+    wrapped = {f"module.{k}": v.contiguous() for k, v in state.items()}
+    save_file(wrapped, tmp_path / "wrapped.safetensors")
+    for file in ("w.safetensors", "w.pth", "wrapped.safetensors"):
         donor = load_donor(str(tmp_path / file))
         assert (donor.heads, donor.grid, donor.patch) == (3, (2, 2), (16, 16))
         assert all(torch.equal(donor.tensors[k], v) for k, v in state.items())
