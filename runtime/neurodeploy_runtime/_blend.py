@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,9 @@ from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime._plan import Axis, Layer, TilePlan
 from neurodeploy_runtime.arrays import Arrays, HostArrays, PlaneKind
 
+#: Voxels of a plane in one step, where somebody may want the memory meanwhile.
+STRIP = 1 << 19
+
 
 class BlendRing:
     """The sum of weighted windows over the planes of one z-layer of tiles.
@@ -21,6 +24,9 @@ class BlendRing:
     and no division, and a plane is final when the last layer that meets it was added.
     The ring is as deep as a window, however deep the volume. Tiles are added in
     z, y, x order: a voxel's sum has the same bits whatever region is asked for.
+
+    `give_way` is called before each step that reads or writes much memory, and may
+    wait; on the host a step then touches half a million voxels at most, or one tile.
     """
 
     def __init__(
@@ -30,6 +36,7 @@ class BlendRing:
         *,
         squares: bool = False,
         arrays: Arrays | None = None,
+        give_way: Callable[[], object] | None = None,
     ) -> None:
         self._layer: Layer = plan.layer(region)
         self._plan = plan
@@ -40,6 +47,12 @@ class BlendRing:
         self._sum = self._arrays.zeros(shape)
         self._squares = self._arrays.zeros(shape) if squares else None
         self._kept: dict[tuple[bool, ...], Any] = {}
+        self._give_way = give_way or _at_once
+        self._strips: tuple[slice, ...] = (slice(None),)
+        if give_way is not None and isinstance(self._arrays, HostArrays):
+            height, width = self.plane
+            rows = max(1, STRIP // width)
+            self._strips = tuple(slice(y, y + rows) for y in range(0, height, rows))
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +89,7 @@ class BlendRing:
 
         `last` says that no layer of tiles follows this one in the volume.
         """
+        self._give_way()
         z_axis, y_axis, x_axis = self._plan.axes
         y0, x0 = row * y_axis.stride, column * x_axis.stride
         z0 = layer * z_axis.stride
@@ -115,7 +129,10 @@ class BlendRing:
 
         Final once the layers that the plane meets were added.
         """
-        self._arrays.quantise(kind, threshold, self._sum[z % len(self._sum)], out)
+        plane = self._sum[z % len(self._sum)]
+        for rows in self._strips:
+            self._give_way()
+            self._arrays.quantise(kind, threshold, plane[rows], out[rows])
 
     def disagreement_of(self, z: int) -> NDArray[np.float32]:
         """Standard deviation between the tiles that met at plane z (y, x)."""
@@ -126,10 +143,16 @@ class BlendRing:
 
     def clear(self, z: int) -> None:
         """Plane z has left; its place in the ring is zero again."""
-        with self._arrays.step():
-            self._sum[z % len(self._sum)] = 0
-            if self._squares is not None:
-                self._squares[z % len(self._sum)] = 0
+        for rows in self._strips:
+            self._give_way()
+            with self._arrays.step():
+                self._sum[z % len(self._sum), rows] = 0
+                if self._squares is not None:
+                    self._squares[z % len(self._sum), rows] = 0
+
+
+def _at_once() -> None:
+    """Nobody needs the way."""
 
 
 @lru_cache(maxsize=64)

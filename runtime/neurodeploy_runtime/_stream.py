@@ -89,6 +89,8 @@ class StreamBuffers:
     slots: tuple[Slot, ...]
     blend: BlendRing
     depth: int
+    #: Called before each step that reads or writes much memory; it may wait.
+    give_way: Callable[[], object] | None = None
 
     @classmethod
     def of(
@@ -98,13 +100,14 @@ class StreamBuffers:
         engines: Sequence[Engine],
         *,
         seam: bool = False,
+        give_way: Callable[[], object] | None = None,
     ) -> StreamBuffers:
         """As many slots as keep every engine busy, and the planes being blended.
 
         They lie where the engine is. Several engines have the host in common.
         """
         arrays = arrays_of(engines)
-        blend = BlendRing(plan, region, squares=seam, arrays=arrays)
+        blend = BlendRing(plan, region, squares=seam, arrays=arrays, give_way=give_way)
         slots = [
             Slot(
                 arrays.zeros(engines[0].input_shape),
@@ -112,7 +115,7 @@ class StreamBuffers:
             )
             for _ in range(2 * len(engines) + 2)
         ]
-        buffers = cls(arrays, tuple(slots), blend, plan.window[0])
+        buffers = cls(arrays, tuple(slots), blend, plan.window[0], give_way)
         buffers.reset()
         return buffers
 
@@ -215,6 +218,7 @@ class RegionStream:
             buffers.reset()
         self._arrays = buffers.arrays
         self._blend = buffers.blend
+        self._give_way = buffers.give_way
         slots = len(buffers.slots)
         self._free: Channel[Slot] = Channel(slots)
         self._ready: Channel[Slot] = Channel(slots)
@@ -370,6 +374,8 @@ class RegionStream:
                         (layer, row, column), raw, normaliser.normalisation
                     )
                 if run:
+                    if self._give_way is not None:
+                        self._give_way()
                     out = slot.voxels[len(slot.tiles), 0]
                     self._normalise(raw, z_index, row, column, out, normaliser)
             if run:

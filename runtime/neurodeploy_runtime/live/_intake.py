@@ -14,6 +14,7 @@ from neurodeploy_runtime._errors import OverrunError, SettingsError, StreamError
 from neurodeploy_runtime._plan import Axis
 from neurodeploy_runtime._planes import PlaneRing
 from neurodeploy_runtime.live._buffers import UNKNOWN_DEPTH
+from neurodeploy_runtime.live._right_of_way import RightOfWay
 from neurodeploy_runtime.live._settings import LiveSettings
 from neurodeploy_runtime.live._tally import Tally
 
@@ -27,6 +28,8 @@ class Intake:
         Takes the planes; its planes' shape and dtype are those that are taken.
     axis
         The tiles along z: with ``when_full="drop"`` whole ones are left out.
+    way
+        Taken while a plane is copied.
     overrun
         Makes the error of a plane that found no room, from that plane's index.
     """
@@ -37,12 +40,14 @@ class Intake:
         axis: Axis,
         settings: LiveSettings,
         tally: Tally,
+        way: RightOfWay,
         overrun: Callable[[int], OverrunError],
     ) -> None:
         self._ring = ring
         self._axis = axis
         self._settings = settings
         self._tally = tally
+        self._way = way
         self._overrun = overrun
         #: Index of the plane that is expected.
         self.next = 0
@@ -118,7 +123,10 @@ class Intake:
             dropped += absent
             for view in views:
                 done = taken + dropped
-                np.copyto(view, stack[done : done + len(view)])
+                # One at a time: of a long stack, too, others get their turn.
+                for place, plane in zip(view, stack[done:], strict=False):
+                    with self._way.taken():
+                        np.copyto(place, plane)
                 self.take(len(view))
                 taken += len(view)
         return not dropped

@@ -46,6 +46,7 @@ from neurodeploy_runtime.live._outlet import Outlet
 from neurodeploy_runtime.live._pool import PlanePool
 from neurodeploy_runtime.live._priority import step_back
 from neurodeploy_runtime.live._projection import GrowingProjections
+from neurodeploy_runtime.live._right_of_way import RightOfWay
 from neurodeploy_runtime.live._settings import LiveSettings
 from neurodeploy_runtime.live._tally import Tally
 from neurodeploy_runtime.live._values import LivePlane, LiveStatus, State
@@ -175,7 +176,10 @@ class LiveSegmenter:
                 settings.memory_bytes,
             )
             self._ring = PlaneRing(self.ring_planes, self.plane_shape, self.dtype)
-            self._buffers = StreamBuffers.of(self.plan, self._region, engines)
+            self._way = RightOfWay()
+            self._buffers = StreamBuffers.of(
+                self.plan, self._region, engines, give_way=self._way.give
+            )
             if len(engines) == 1 and engines[0].resident:
                 self._buffers.warm_up(engines[0], self.dtype)
             self._pool = PlanePool(self.outlet_planes + 2, self.plane_shape)
@@ -589,7 +593,7 @@ class LiveSegmenter:
         self._outlet = Outlet(self.outlet_planes)
         self._tally = Tally()
         self._intake = Intake(
-            self._ring, self._axis, self.settings, self._tally, self._overrun
+            self._ring, self._axis, self.settings, self._tally, self._way, self._overrun
         )
         self._normalisation = self.settings.normalisation
         self._stream = RegionStream(
