@@ -113,6 +113,7 @@ def planted(
     rng: np.random.Generator,
     *,
     sure: tuple[float, float] = (0.15, 0.6),
+    least: int = 0,
     dimming: Dimming | None = None,
     shown: NDArray[np.bool_] | None = None,
 ) -> AnnotatedVolume:
@@ -130,6 +131,9 @@ def planted(
         float32 of the cube's shape: where a network sees axons. They are planted,
         too; where nobody labelled them, the network's answer is the label if it is
         below the first or above the second of `sure`.
+    least
+        Pieces of fewer voxels are ignored: at its rim the ball cuts stubs off axons,
+        and whoever learns them marks puncta.
     tissue
         At least as large as the cube on every axis; of the same microscope.
     dimming
@@ -168,6 +172,7 @@ def planted(
     labels[around] = known[around]
     # An axon goes on behind the ball, in its own cube only.
     labels[around & ~kept & (known == NEURITE)] = IGNORE
+    ignore_specks(labels, least)
     return AnnotatedVolume(
         _levels(image), labels, f"{cube.name} planted", "planted", cube.isotropic
     )
@@ -200,6 +205,14 @@ def planted_where_known(
     )
     labels = np.where(cube.labels != IGNORE, made.labels, IGNORE).astype(np.uint8)
     return replace(made, name=cube.name, labels=labels)
+
+
+def ignore_specks(labels: NDArray[np.uint8], least: int) -> None:
+    """Ignore, in place, what is labelled a neurite and has fewer voxels together."""
+    parts, _ = ndimage.label(labels == NEURITE, np.ones((3, 3, 3)))
+    small = np.bincount(parts.ravel()) < least
+    small[0] = False
+    labels[small[parts]] = IGNORE
 
 
 def smooth_background(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -152,7 +152,7 @@ class Recipe:
         Of those, the share that is dimmed.
     sure, least
         Where the teacher labels the unlabelled volume, and the least number of voxels
-        of a neurite there: see `trailmap.labelled_where_sure`.
+        of a neurite there, and of a planted one: see `trailmap.labelled_where_sure`.
     """
 
     seed: int = 20261122
@@ -165,7 +165,7 @@ class Recipe:
     sparse: int = 2
     sparse_share: tuple[float, float] = (0.03, 0.4)
     planted: int = 8
-    planted_share: tuple[float, float] = (0.02, 1.0)
+    planted_share: tuple[float, float] = (0.1, 1.0)
     dimmed: float = 0.6
     sure: tuple[float, float] = (0.15, 0.6)
     least: int = 60
@@ -378,6 +378,7 @@ def planted_axons(
                 float(share),
                 rng,
                 sure=recipe.sure,
+                least=recipe.least,
                 dimming=dimming,
                 shown=rows,
             )

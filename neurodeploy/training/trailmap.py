@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
+from neurodeploy.training.axons import ignore_specks
 from neurodeploy_runtime import Box, Histogram, open_volume
 
 #: TRAILMAP's labels 0 to 4: unlabelled, background, axon, artifact, axon edge.
@@ -144,14 +145,10 @@ def labelled_where_sure(
     least
         Neurites of fewer voxels are ignored, too: puncta leave such specks.
     """
-    from scipy import ndimage
-
     labels = np.full(image.shape, IGNORE, np.uint8)
     labels[probability < sure[0]] = BACKGROUND
-    parts, _ = ndimage.label(probability > sure[1], np.ones((3, 3, 3)))
-    kept = np.bincount(parts.ravel()) >= least
-    kept[0] = False
-    labels[kept[parts]] = NEURITE
+    labels[probability > sure[1]] = NEURITE
+    ignore_specks(labels, least)
     return AnnotatedVolume(image, labels, "brain", "brain", isotropic=True)
 
 

@@ -126,6 +126,23 @@ def test_dimmed_axons_lose_signal_and_the_tissue_gains_background_and_noise(
         assert (other.labels == plain.labels).all()
 
 
+def test_a_stub_that_the_ball_has_cut_off_is_ignored(
+    bar: AnnotatedVolume, tissue: AnnotatedVolume
+) -> None:
+    """A bar of 9 × 8 labelled voxels, and a stub of 9 apart from it."""
+    bar.labels[9:12, 9:12, 7] = 0
+    bar.labels[9:12, 9:12, 9] = 0
+    seen = np.where(bar.labels == 1, 0.9, 0.01).astype(np.float32)
+    for least, pieces in ((0, 2), (9, 2), (10, 1)):
+        made = axons.planted(
+            bar, seen, tissue, 1.0, np.random.default_rng(3), least=least
+        )
+        labelled = made.labels == 1
+        assert ndimage.label(labelled)[1] == pieces
+        assert labelled.sum() == 45 + 9 * (pieces - 1)
+        assert (made.labels == IGNORE)[9:12, 9:12, 8].all() == (pieces == 1)
+
+
 def test_axons_are_planted_where_they_may_be_shown_only(
     bar: AnnotatedVolume, tissue: AnnotatedVolume
 ) -> None:
