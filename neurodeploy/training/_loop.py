@@ -216,10 +216,8 @@ def train(
         due = bool(validation) and (ended or step % settings.validate_every == 0)
         if due:
             shadow.load_state_dict(average.tensors)
-            score, scored_at = (
-                validate(shadow, settings.network, validation, amp),
-                step,
-            )
+            score = validate(shadow, settings.network, validation, amp)
+            scored_at = step
             if score is not None and (
                 best_score is None
                 or score.average_precision > best_score.average_precision

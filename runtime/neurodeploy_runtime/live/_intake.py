@@ -124,7 +124,8 @@ class Intake:
             for view in views:
                 done = taken + dropped
                 # One at a time: of a long stack, too, others get their turn.
-                for place, plane in zip(view, stack[done:], strict=False):
+                mine = stack[done : done + len(view)]
+                for place, plane in zip(view, mine, strict=True):
                     with self._way.taken():
                         np.copyto(place, plane)
                 self.take(len(view))

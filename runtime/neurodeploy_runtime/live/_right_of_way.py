@@ -14,8 +14,8 @@ class RightOfWay:
     """While a plane is copied, what works behind the ring waits between two steps.
 
     Copying a plane takes what the machine's memory takes, and twice that while other
-    threads add up tiles. Steps are short, a millisecond at most for planes of 2048²,
-    and so is what they wait.
+    threads add up tiles. A step is one tile, or half a million voxels of a plane; what
+    an engine computes is not held up.
     """
 
     def __init__(self) -> None:

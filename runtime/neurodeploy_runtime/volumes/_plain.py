@@ -8,6 +8,9 @@ from neurodeploy_runtime._errors import InputError
 from neurodeploy_runtime.volumes._base import Source
 from neurodeploy_runtime.volumes._open import open_volume
 
+#: What is advised of a file in which there is something to be chosen.
+_CHOICES = ("--channel", "--time", "--dataset", "axes")
+
 
 def open_plain(path: str | Path) -> Source:
     """Open a volume where no option chooses a channel, a time or axes of it.
@@ -22,7 +25,7 @@ def open_plain(path: str | Path) -> Source:
         return open_volume(path)
     except InputError as error:
         problem, _, advice = str(error).rpartition(": ")
-        if not problem or not any(word in advice for word in ("--", "axes")):
+        if not problem or not any(choice in advice for choice in _CHOICES):
             raise
         raise InputError(
             f"{problem}: save what is meant as a stack (z, y, x) of one channel, "
