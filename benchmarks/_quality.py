@@ -23,12 +23,12 @@ but without the labels of the half that it is asked of; the model that ships has
 both halves, and answers the rows of simulated volumes. The cubes are one small piece \
 of one brain, and settings of the training were chosen by looking at these figures. \
 "As in their brain" normalises by the labelled background of the held-out half too, \
-which no user has, and the model's threshold is the one that serves that row, cubes \
-like the sparse ones and axons like those planted and dimmed best on average: Dice at \
-it there is no forecast. The networks were also shown an unlabelled volume of another \
-place in a brain, labelled by a teacher that had seen no more labels than they, with \
-axons of their own half planted into it; the rows of planted axons are of planes of it \
-that they did not see, and of axons of the other half."""
+which no user has, and the model's threshold is the one that serves that row and cubes \
+like the sparse ones best on average: Dice at it there is no forecast. The networks \
+were also shown an unlabelled volume of another place in a brain, labelled by a \
+teacher that had seen no more labels than they; axons of the half that is asked of are \
+planted in that volume where the network of the first stage sees few others, and \
+background there is what it does not see."""
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ answered by the network of the half that it is not in. Asked of them:
   their labelled background: an oracle, which no user has);
 - dimmed: half the signal, twice the background and its shot noise;
 - sparse: nine tenths of the axons replaced by the cube's own texture, then dimmed;
-- planted: a tenth of the axons in a part of the unlabelled volume that nothing was
-  trained on, as they are, and with half the signal, twice the background and its noise.
+- planted: a tenth of the axons in a part of the unlabelled volume, as they are, and
+  with half the signal, twice the background and its noise.
 
 Simulated volumes, of seeds that no training drew, are asked of the model that ships,
 at five densities and strengths; so is, where given, an image with its tracing. Raw
@@ -40,7 +40,7 @@ from neurodeploy.simulate import LIGHT_SHEET, SimulationSettings, simulate_volum
 from neurodeploy.training import load_checkpoint, pooled_score, predict
 from neurodeploy.training.axons import (
     Dimming,
-    planted_where_known,
+    planted,
     smooth_background,
     unmarked,
     with_fewer_axons,
@@ -193,10 +193,10 @@ def main() -> None:
     tissue = unmarked(end, first(end))
     seen = [first(c.image) for c in cubes]
 
-    def planted(dimming: Dimming) -> list[AnnotatedVolume]:
+    def elsewhere(dimming: Dimming) -> list[AnnotatedVolume]:
         mine = np.random.default_rng(1)
         return [
-            planted_where_known(c, p, tissue, 0.1, mine, dimming)
+            planted(c, p, tissue, 0.1, mine, dimming)
             for c, p in zip(cubes, seen, strict=True)
         ]
 
@@ -206,8 +206,8 @@ def main() -> None:
         "cubes, dimmed": [dimmed(c, rng) for c in cubes],
         "cubes, sparse": few,
         "cubes, sparse and dimmed": [dimmed(c, rng) for c in few],
-        "axons planted in a brain": planted(Dimming()),
-        "axons planted and dimmed": planted(Dimming(0.5, 2.0, 80.0)),
+        "axons planted in a brain": elsewhere(Dimming()),
+        "axons planted and dimmed": elsewhere(Dimming(0.5, 2.0, 80.0)),
     }
     found = {}
 

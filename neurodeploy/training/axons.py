@@ -111,17 +111,14 @@ def planted(
     tissue: AnnotatedVolume,
     share: float,
     rng: np.random.Generator,
-    *,
-    sure: tuple[float, float] = (0.15, 0.6),
-    least: int = 0,
     dimming: Dimming | None = None,
-    shown: NDArray[np.bool_] | None = None,
 ) -> AnnotatedVolume:
     """Axons of the cube, in other tissue: the texture that a whole brain has.
 
     A ball of axons, as in :func:`with_fewer_axons`, is added to a piece of `tissue`
-    that has few neurites of its own. Labels are those of the cube where the axons
-    came to lie, and those of the tissue elsewhere.
+    that has few neurites of its own. It is labelled where somebody labelled the cube:
+    as the cube where the axons came to lie, as the tissue elsewhere. No network's
+    answer becomes a label.
 
     After Dwibedi et al., "Cut, Paste and Learn" (ICCV 2017).
 
@@ -129,17 +126,11 @@ def planted(
     ----------
     probability
         float32 of the cube's shape: where a network sees axons. They are planted,
-        too; where nobody labelled them, the network's answer is the label if it is
-        below the first or above the second of `sure`.
-    least
-        Pieces of fewer voxels are ignored: at its rim the ball cuts stubs off axons,
-        and whoever learns them marks puncta.
+        too, labelled or not.
     tissue
         At least as large as the cube on every axis; of the same microscope.
     dimming
         What becomes of the axons and of the tissue; None: nothing.
-    shown
-        Of the cube's shape: where it gives axons; None: everywhere.
 
     Raises
     ------
@@ -151,8 +142,6 @@ def planted(
         raise DataError(f"{cube.name} has no axon to plant")
     split = _Split.of(cube, probability)
     kept = split.near & _ball(axon, share, rng)
-    if shown is not None:
-        kept &= shown
     # Softened where the background begins again, so that no edge betrays the cut.
     near = split.near.astype(np.float32)
     soft = np.minimum(1, 1.3 * ndimage.gaussian_filter(near, 1.0))
@@ -164,55 +153,22 @@ def planted(
         image += (changed.background - 1) * smooth_background(ground)
     if changed.noise:
         image += rng.normal(0, changed.noise, image.shape)
-    said = np.full(axon.shape, IGNORE, np.uint8)
-    said[probability < sure[0]] = 0
-    said[probability > sure[1]] = NEURITE
-    known = np.where(cube.labels != IGNORE, cube.labels, said)
     around = ndimage.binary_dilation(kept)
-    labels[around] = known[around]
+    labels[around] = cube.labels[around]
     # An axon goes on behind the ball, in its own cube only.
-    labels[around & ~kept & (known == NEURITE)] = IGNORE
-    ignore_specks(labels, least)
-    return AnnotatedVolume(
-        _levels(image), labels, f"{cube.name} planted", "planted", cube.isotropic
-    )
+    labels[around & ~kept & axon] = IGNORE
+    labels[cube.labels == IGNORE] = IGNORE
+    return replace(cube, image=_levels(image), labels=labels)
 
 
 def unmarked(image: NDArray[Any], probability: NDArray[np.float32]) -> AnnotatedVolume:
-    """Tissue to plant axons in and to measure on: background but where one is seen.
+    """Tissue to plant axons in: background, but for where one is seen.
 
     What the network sees above 0.2, and two voxels around it, is ignored.
     """
     seen = ndimage.binary_dilation(probability > _SEEN, iterations=2)
     labels = np.where(seen, IGNORE, 0).astype(np.uint8)
     return AnnotatedVolume(image, labels, "tissue")
-
-
-def planted_where_known(
-    cube: AnnotatedVolume,
-    probability: NDArray[np.float32],
-    tissue: AnnotatedVolume,
-    share: float,
-    rng: np.random.Generator,
-    dimming: Dimming,
-) -> AnnotatedVolume:
-    """:func:`planted`, labelled only where somebody labelled the cube: to measure on.
-
-    No network's answer becomes a label.
-    """
-    made = planted(
-        cube, probability, tissue, share, rng, sure=(0.0, 1.0), dimming=dimming
-    )
-    labels = np.where(cube.labels != IGNORE, made.labels, IGNORE).astype(np.uint8)
-    return replace(made, name=cube.name, labels=labels)
-
-
-def ignore_specks(labels: NDArray[np.uint8], least: int) -> None:
-    """Ignore, in place, what is labelled a neurite and has fewer voxels together."""
-    parts, _ = ndimage.label(labels == NEURITE, np.ones((3, 3, 3)))
-    small = np.bincount(parts.ravel()) < least
-    small[0] = False
-    labels[small[parts]] = IGNORE
 
 
 def smooth_background(image: NDArray[Any]) -> NDArray[np.float32]:

@@ -10,13 +10,11 @@
    simulated volumes so that it forgets nothing.
 4. The model: fine-tuned like the teacher, and beside all that on an unlabelled volume
    of the same microscope, a piece of a brain with few axons, labelled where the teacher
-   is sure (`trailmap.labelled_where_sure`); and on the cubes' axons, planted into that
-   volume (`axons.planted`), as they are and dimmed.
+   is sure (`trailmap.labelled_where_sure`).
 5. Two halves of the volume that the cubes are cut from: teacher and model made in the
    same way with the labels of one, measured on those of the other. No label is on both
    sides. The model's threshold is the one that serves best, on average, the cubes
-   normalised as the brain around them would be, the cubes with few axons, and axons
-   planted into a part of the unlabelled volume that was not trained on, dimmed.
+   normalised as the brain around them would be, and the cubes with few axons.
 6. Five folds over the cubes, eight for training and two to measure on. The cubes
    overlap (`trailmap`), so these show how well the model fits one volume.
 
@@ -62,20 +60,12 @@ from neurodeploy.training._losses import LossSettings
 from neurodeploy.training._predict import predict
 from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, pooled_score
-from neurodeploy.training.axons import (
-    Dimming,
-    planted,
-    planted_where_known,
-    unmarked,
-    with_fewer_axons,
-)
+from neurodeploy.training.axons import with_fewer_axons
 from neurodeploy.training.trailmap import (
-    TRAINED_PLANES,
     as_in_its_brain,
     folds,
     half_of,
     halves,
-    labelled_rows,
     labelled_where_sure,
     read_brain,
     read_cubes,
@@ -107,19 +97,10 @@ _NEAR = Augmentation(
 
 #: Of the samples of a fine-tuning: without the unlabelled volume, and with it.
 _TEACHERS = {"trailmap": 0.5, "light-sheet": 0.33, "confocal": 0.17}
-_WITH_BRAIN = {
-    "trailmap": 0.35,
-    "planted": 0.25,
-    "brain": 0.15,
-    "light-sheet": 0.17,
-    "confocal": 0.08,
-}
+_WITH_BRAIN = {"trailmap": 0.4, "brain": 0.25, "light-sheet": 0.23, "confocal": 0.12}
 
 #: What is left of a cube's axons where the threshold is chosen.
 _FEW = 0.1
-#: And what becomes of those that are planted: half the signal, twice the background
-#: with its shot noise.
-_DIMMED = Dimming(signal=0.5, background=2.0, noise=80.0)
 
 
 #: The image of Gold166 that the model is measured on: its tracing is not used.
@@ -137,22 +118,17 @@ class Recipe:
     ----------
     light_sheet, confocal
         Number of simulated volumes in either manner.
-    simulated_steps, cube_steps, brain_steps
-        Optimiser steps on simulated volumes alone, with the cubes, and with the
-        unlabelled volume beside them.
+    simulated_steps, cube_steps
+        Optimiser steps on simulated volumes alone, and with the cubes.
     rehearsal_every
         Every how many-th simulated volume goes with the cubes.
     sparse
         How often each cube is shown with few of its axons.
     sparse_share
         Least and most share of its axons that are left then.
-    planted, planted_share
-        How often each cube's axons are planted elsewhere; least and most share of them.
-    dimmed
-        Of those, the share that is dimmed.
     sure, least
         Where the teacher labels the unlabelled volume, and the least number of voxels
-        of a neurite there, and of a planted one: see `trailmap.labelled_where_sure`.
+        of a neurite there: see `trailmap.labelled_where_sure`.
     """
 
     seed: int = 20261122
@@ -160,13 +136,9 @@ class Recipe:
     confocal: int = 192
     simulated_steps: int = 7000
     cube_steps: int = 400
-    brain_steps: int = 600
     rehearsal_every: int = 6
     sparse: int = 2
     sparse_share: tuple[float, float] = (0.03, 0.4)
-    planted: int = 8
-    planted_share: tuple[float, float] = (0.1, 1.0)
-    dimmed: float = 0.6
     sure: tuple[float, float] = (0.15, 0.6)
     least: int = 60
     folds: int = 5
@@ -196,12 +168,7 @@ class Recipe:
         )
 
     def cube_settings(
-        self,
-        out: Path,
-        start: Path,
-        number: int,
-        shares: dict[str, float],
-        steps: int,
+        self, out: Path, start: Path, number: int, shares: dict[str, float]
     ) -> TrainSettings:
         """Settings of a fine-tuning; `number` tells the folds' samples apart."""
         return TrainSettings(
@@ -209,10 +176,10 @@ class Recipe:
             name="neurodeploy-default",
             init=str(start),
             seed=self.seed + 1 + number,
-            steps=steps,
+            steps=self.cube_steps,
             batch=self.batch,
             learning_rate=1e-3,
-            warmup=min(40, steps // 4),
+            warmup=min(40, self.cube_steps // 4),
             # A long average: the start, trained on simulated tissue, keeps a share.
             ema=0.995,
             layer_decay=1.0,
@@ -222,8 +189,8 @@ class Recipe:
             loss=LossSettings(dice=0.3),
             neurite_share=0.25,
             shares=shares,
-            validate_every=steps,
-            save_every=steps,
+            validate_every=self.cube_steps,
+            save_every=self.cube_steps,
             log_every=25,
             augmentation=_NEAR,
             network=self.network,
@@ -347,45 +314,6 @@ def sparse_cubes(
     ]
 
 
-def planted_axons(
-    recipe: Recipe,
-    cubes: Sequence[AnnotatedVolume],
-    ask: Callable[[AnnotatedVolume], Answer],
-    tissue: AnnotatedVolume,
-    number: int,
-) -> list[AnnotatedVolume]:
-    """The axons of each cube that has some, planted `recipe.planted` times.
-
-    Only the rows of a cube in which labels are known give axons: nothing of a half
-    that is held out is shown. `ask` answers where nobody labelled them.
-    """
-    rng = np.random.default_rng([recipe.seed, number, 1])
-    low, high = np.log(recipe.planted_share)
-    made = []
-    for cube in cubes:
-        if not (cube.labels == NEURITE).any():
-            continue
-        answer, rows = ask(as_in_its_brain(cube)), labelled_rows(cube)
-        for share in np.exp(rng.uniform(low, high, recipe.planted)):
-            dimming = None
-            if rng.random() < recipe.dimmed:
-                signal = float(np.exp(rng.uniform(np.log(0.3), 0)))
-                dimming = Dimming(signal, rng.uniform(1, 2.2), rng.uniform(0, 110))
-            more = planted(
-                cube,
-                answer,
-                tissue,
-                float(share),
-                rng,
-                sure=recipe.sure,
-                least=recipe.least,
-                dimming=dimming,
-                shown=rows,
-            )
-            made.append(more)
-    return made
-
-
 def _fine_tuned(
     recipe: Recipe,
     run: Path,
@@ -399,38 +327,27 @@ def _fine_tuned(
 ) -> tuple[Path, list[Answer]]:
     """Train a teacher and its model; the last checkpoint, its answers on `held`."""
     start = run.parent / "simulated" / "last"
-    settings = recipe.cube_settings(run, start, number, _WITH_BRAIN, recipe.brain_steps)
+    settings = recipe.cube_settings(run, start, number, _WITH_BRAIN)
     last = run / "last"
     if not _done(last, settings):
         few = sparse_cubes(recipe, cubes, seen, number)
         known = [*cubes, *map(as_in_its_brain, cubes), *few, *rehearsal]
         before = run.with_name(f"teacher-{run.name}")
         teacher = _fit(
-            recipe.cube_settings(before, start, number, _TEACHERS, recipe.cube_steps),
-            known,
-            [],
-            say,
+            recipe.cube_settings(before, start, number, _TEACHERS), known, [], say
         )
-        ask = _asker(teacher, recipe.overlap)
-        answer = ask(_unlabelled(brain))
+        network, checkpoint = load_checkpoint(teacher)
+        answer = predict(network, checkpoint.network, brain, overlap=recipe.overlap)
         more = labelled_where_sure(brain, answer, recipe.sure, recipe.least)
         share = (more.labels == NEURITE).mean()
         say(f"{before.name} marks {share:.2%} of the unlabelled volume")
-        elsewhere = planted_axons(recipe, cubes, ask, more, number)
-        _fit(settings, [*known, more, *elsewhere], [], say)
-    ask = _asker(last, recipe.overlap)
-    return last, [ask(c) for c in held]
-
-
-def _unlabelled(image: NDArray[Any]) -> AnnotatedVolume:
-    return AnnotatedVolume(image, np.zeros(image.shape, np.uint8), "brain")
-
-
-def _asker(folder: Path, overlap: float) -> Callable[[AnnotatedVolume], Answer]:
-    """A checkpoint as a function of a volume, normalised by the volume's constants."""
-    network, checkpoint = load_checkpoint(folder)
+        _fit(settings, [*known, more], [], say)
+    network, checkpoint = load_checkpoint(last)
     config = checkpoint.network
-    return lambda v: predict(network, config, v.image, v.normalisation, overlap=overlap)
+    return last, [
+        predict(network, config, c.image, c.normalisation, overlap=recipe.overlap)
+        for c in held
+    ]
 
 
 def _flat(
@@ -493,8 +410,7 @@ def make(
     _keep_recipe(recipe, out / "recipe.json")
     cubes = read_cubes(cubes_folder)
     require_origins(cubes)
-    whole = read_brain(brain_file)
-    brain = whole[:TRAINED_PLANES]
+    brain = read_brain(brain_file)
     first = recipe.simulated_settings(out / "simulated")
     if not _done(out / "simulated" / "last", first):
         simulated = simulated_volumes(recipe, tracings)
@@ -508,8 +424,8 @@ def make(
     say(f"{len(rehearsal)} of them beside the cubes")
     known = [c.labels != IGNORE for c in cubes]
     # Where a network that has seen none of their labels sees axons.
-    first_stage = _asker(out / "simulated" / "last", overlap=0.25)
-    seen = {c.name: first_stage(c) for c in cubes}
+    network, checkpoint = load_checkpoint(out / "simulated" / "last")
+    seen = {c.name: predict(network, checkpoint.network, c.image) for c in cubes}
 
     last, _ = _fine_tuned(
         recipe, out / "final", 0, cubes, seen, rehearsal, brain, [], say
@@ -517,16 +433,10 @@ def make(
     save_checkpoint(out / "latest", read_checkpoint(last), load_weights(last))
     say(f"the model is {out / 'latest'}, its threshold not yet measured")
 
-    # Every cube: normalised by itself, as its brain would be, with few axons, and few
-    # of its axons planted where nothing was trained on.
+    # Every cube thrice: normalised by itself, as its brain would be, with few axons.
     rng = np.random.default_rng(recipe.seed)
     few = [with_fewer_axons(c, seen[c.name], _FEW, rng) for c in cubes]
-    end = whole[-len(cubes[0].image) :]
-    tissue = unmarked(end, first_stage(_unlabelled(end)))
-    dim = [
-        planted_where_known(c, seen[c.name], tissue, _FEW, rng, _DIMMED) for c in cubes
-    ]
-    asked = [*cubes, *map(as_in_its_brain, cubes), *few, *dim]
+    asked = [*cubes, *map(as_in_its_brain, cubes), *few]
     by_half = [np.zeros(c.image.shape, np.float32) for c in asked]
     for half, kept in enumerate(halves(cubes)):
         run = out / f"half-{half}"
@@ -536,24 +446,18 @@ def make(
         for whole, cube, answer in zip(by_half, asked, answers, strict=True):
             mine = half_of(cube, half)
             whole[mine] = answer[mine]
-    own, in_brain, sparse, elsewhere = (
+    own, in_brain, sparse = (
         by_half[i : i + len(cubes)] for i in range(0, len(asked), len(cubes))
     )
-    there = [c.labels != IGNORE for c in dim]
     figures = {
         "held_out_halves": dataclasses.asdict(_score(cubes, own, known)),
         "held_out_halves_in_brain": dataclasses.asdict(_score(cubes, in_brain, known)),
         "held_out_halves_sparse": dataclasses.asdict(_score(few, sparse, known)),
-        "held_out_halves_planted": dataclasses.asdict(_score(dim, elsewhere, there)),
     }
     checkpoint = dataclasses.replace(
         read_checkpoint(last),
         threshold=carrying_threshold(
-            [
-                _flat(cubes, in_brain, known),
-                _flat(few, sparse, known),
-                _flat(dim, elsewhere, there),
-            ]
+            [_flat(cubes, in_brain, known), _flat(few, sparse, known)]
         ),
         overlap=(recipe.overlap,) * 3,
         validated_on=seen_ranges([*cubes, *rehearsal]),

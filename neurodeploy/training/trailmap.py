@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
 from neurodeploy.data import BACKGROUND, IGNORE, NEURITE, AnnotatedVolume
-from neurodeploy.training.axons import ignore_specks
 from neurodeploy_runtime import Box, Histogram, open_volume
 
 #: TRAILMAP's labels 0 to 4: unlabelled, background, axon, artifact, axon edge.
@@ -43,11 +42,6 @@ ORIGINS = {
     "volume-9": (5, 0, -1),
 }
 
-#: Planes of the unlabelled volume that are trained on; what lies behind is measured on.
-TRAINED_PLANES = 239
-
-#: Voxels of a cube on every axis.
-_SIDE = 64
 #: The halves meet at this y of the common volume, its longest axis.
 _MIDDLE = 45
 #: Labels nearer to the middle than this, in voxels, train neither half.
@@ -99,28 +93,19 @@ def as_in_its_brain(cube: AnnotatedVolume) -> AnnotatedVolume:
     return replace(cube, measured=background.freeze("background-asinh"))
 
 
-def labelled_rows(cube: AnnotatedVolume) -> NDArray[np.bool_]:
-    """Where a cube's labels reach in y: all that a half may show of its axons."""
-    rows = np.flatnonzero((cube.labels != IGNORE).any(axis=(0, 2)))
-    inside = np.zeros(cube.labels.shape, bool)
-    inside[:, rows[0] : rows[-1] + 1] = True
-    return inside
-
-
 def read_brain(path: Path) -> NDArray[Any]:
     """The unlabelled volume of the same microscope: whole_brain_crop_303.tif.
 
     Raises
     ------
     DataError
-        It is no volume of uint16, or no cube fits into it.
+        It is no volume of uint16.
     """
     with open_volume(path) as source:
-        if source.dtype != np.uint16 or min(source.shape) < _SIDE:
+        if source.dtype != np.uint16:
             raise DataError(
                 f"{path} is {source.shape} {source.dtype}: give TRAILMAP's unlabelled "
-                f"volume of uint16, whole_brain_crop_303.tif, or another of at least "
-                f"{_SIDE} voxels a side"
+                "volume of uint16, whole_brain_crop_303.tif"
             )
         return source.read(Box.whole(source.shape))
 
@@ -145,10 +130,14 @@ def labelled_where_sure(
     least
         Neurites of fewer voxels are ignored, too: puncta leave such specks.
     """
+    from scipy import ndimage
+
     labels = np.full(image.shape, IGNORE, np.uint8)
     labels[probability < sure[0]] = BACKGROUND
-    labels[probability > sure[1]] = NEURITE
-    ignore_specks(labels, least)
+    parts, _ = ndimage.label(probability > sure[1], np.ones((3, 3, 3)))
+    kept = np.bincount(parts.ravel()) >= least
+    kept[0] = False
+    labels[kept[parts]] = NEURITE
     return AnnotatedVolume(image, labels, "brain", "brain", isotropic=True)
 
 

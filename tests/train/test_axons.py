@@ -74,34 +74,38 @@ def tissue() -> AnnotatedVolume:
 
 
 def sees_the_bar(bar: AnnotatedVolume) -> np.ndarray:
-    """A network that is sure of the bar, and unsure of its last quarter."""
     answer = np.full(bar.image.shape, 0.01, np.float32)
-    answer[9:12, 9:12, 2:14] = 0.9
-    answer[9:12, 9:12, 14:18] = 0.4
+    answer[9:12, 9:12, 2:18] = 0.9
     return answer
 
 
 def test_a_planted_axon_rises_over_the_tissue_as_it_did_over_its_own(
     bar: AnnotatedVolume, tissue: AnnotatedVolume
 ) -> None:
-    rng = np.random.default_rng(3)
-    made = axons.planted(bar, sees_the_bar(bar), tissue, 1.0, rng)
-    labelled = made.labels == 1
-    # By hand, and where the network is sure; what it is not sure of is ignored.
-    assert labelled[9:12, 9:12, 2:10].all()
-    kept = np.flatnonzero(labelled[10, 10])
-    assert kept.min() == 2
-    assert (made.labels[10, 10, kept.max() + 1 : 14] != 1).all()
-    assert labelled.sum() == 9 * len(kept)
+    made = axons.planted(bar, sees_the_bar(bar), tissue, 1.0, np.random.default_rng(3))
+    # Labels are those of the hand that labelled the cube, and nobody else's.
+    assert (made.labels == bar.labels).all()
+    lit = made.labels == 1
     ground = np.median(made.image, axis=(1, 2))
     assert ground.min() > 3200  # the calm end of the tissue
     assert np.ptp(ground) == pytest.approx(190, abs=20)  # and its slope
-    rise = made.image[labelled] - ground[np.nonzero(labelled)[0]]
+    rise = made.image[lit] - ground[np.nonzero(lit)[0]]
     assert np.median(rise) == pytest.approx(200, rel=0.1)
-    far = ~ndimage.binary_dilation(labelled, iterations=5)
+    far = ~ndimage.binary_dilation(sees_the_bar(bar) > 0.5, iterations=5)
     assert (made.image[far] == ground.astype(int)[np.nonzero(far)[0]]).all()
-    assert made.group == "planted"
-    assert made.isotropic
+
+
+def test_axons_outside_the_ball_are_neither_planted_nor_labelled(
+    bar: AnnotatedVolume, tissue: AnnotatedVolume
+) -> None:
+    made = axons.planted(bar, sees_the_bar(bar), tissue, 0.3, np.random.default_rng(3))
+    left = made.labels == 1
+    assert 0.2 < left.sum() / (bar.labels == 1).sum() < 0.7
+    gone = (bar.labels == 1) & (made.labels == 0)
+    assert gone.sum() > 10
+    level = np.median(made.image, axis=(1, 2), keepdims=True)
+    assert (made.image - level)[gone].max() < 100
+    assert (made.image - level)[left].mean() > 150
 
 
 def test_dimmed_axons_lose_signal_and_the_tissue_gains_background_and_noise(
@@ -109,7 +113,7 @@ def test_dimmed_axons_lose_signal_and_the_tissue_gains_background_and_noise(
 ) -> None:
     def made(dimming: axons.Dimming | None) -> AnnotatedVolume:
         rng = np.random.default_rng(3)
-        return axons.planted(bar, sees_the_bar(bar), tissue, 1.0, rng, dimming=dimming)
+        return axons.planted(bar, sees_the_bar(bar), tissue, 1.0, rng, dimming)
 
     plain = made(None)
     lit = plain.labels == 1
@@ -124,59 +128,6 @@ def test_dimmed_axons_lose_signal_and_the_tissue_gains_background_and_noise(
     assert (noisy.image.astype(float) - plain.image).std() == pytest.approx(50, rel=0.1)
     for other in (half, twice, noisy):
         assert (other.labels == plain.labels).all()
-
-
-def test_a_stub_that_the_ball_has_cut_off_is_ignored(
-    bar: AnnotatedVolume, tissue: AnnotatedVolume
-) -> None:
-    """A bar of 9 × 8 labelled voxels, and a stub of 9 apart from it."""
-    bar.labels[9:12, 9:12, 7] = 0
-    bar.labels[9:12, 9:12, 9] = 0
-    seen = np.where(bar.labels == 1, 0.9, 0.01).astype(np.float32)
-    for least, pieces in ((0, 2), (9, 2), (10, 1)):
-        made = axons.planted(
-            bar, seen, tissue, 1.0, np.random.default_rng(3), least=least
-        )
-        labelled = made.labels == 1
-        assert ndimage.label(labelled)[1] == pieces
-        assert labelled.sum() == 45 + 9 * (pieces - 1)
-        assert (made.labels == IGNORE)[9:12, 9:12, 8].all() == (pieces == 1)
-
-
-def test_axons_are_planted_where_they_may_be_shown_only(
-    bar: AnnotatedVolume, tissue: AnnotatedVolume
-) -> None:
-    shown = np.zeros(bar.image.shape, bool)
-    shown[:, :, :6] = True
-    made = axons.planted(
-        bar, sees_the_bar(bar), tissue, 1.0, np.random.default_rng(3), shown=shown
-    )
-    level = np.median(made.image, axis=(1, 2), keepdims=True)
-    lit = np.argwhere(made.image > level + 100)
-    assert lit[:, 2].max() == 5
-    assert np.argwhere(made.labels == 1)[:, 2].max() == 5
-    assert (made.labels[10, 10, 6] == IGNORE).all()
-
-
-def test_axons_are_measured_against_hand_labels_alone(
-    bar: AnnotatedVolume, tissue: AnnotatedVolume
-) -> None:
-    seen = sees_the_bar(bar)
-    made = axons.planted_where_known(
-        bar, seen, tissue, 1.0, np.random.default_rng(3), axons.Dimming()
-    )
-    assert ((made.labels == IGNORE) == (bar.labels == IGNORE)).all()
-    assert (made.labels == bar.labels).all()
-    few = axons.planted_where_known(
-        bar, seen, tissue, 0.3, np.random.default_rng(3), axons.Dimming()
-    )
-    left = few.labels == 1
-    assert 0.2 < left.sum() / (bar.labels == 1).sum() < 0.5
-    gone = (bar.labels == 1) & (few.labels == 0)
-    assert gone.sum() > 20
-    level = np.median(few.image, axis=(1, 2), keepdims=True)
-    assert (few.image - level)[gone].max() < 100
-    assert (few.image - level)[left].mean() > 150
 
 
 def test_tissue_is_unknown_where_a_network_sees_something() -> None:

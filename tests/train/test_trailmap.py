@@ -115,21 +115,6 @@ def test_a_volume_of_another_microscope_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "brain.npy", np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(DataError, match=r"\(4, 4, 4\) uint8: give TRAILMAP's"):
         trailmap.read_brain(tmp_path / "brain.npy")
-    voxels = np.arange(65 * 64 * 64, dtype=np.uint32).astype(np.uint16)
-    voxels = voxels.reshape(65, 64, 64)
-    np.save(tmp_path / "brain.npy", voxels[:63])
-    with pytest.raises(DataError, match="at least 64 voxels a side"):
-        trailmap.read_brain(tmp_path / "brain.npy")
+    voxels = np.arange(64, dtype=np.uint16).reshape(4, 4, 4)
     np.save(tmp_path / "brain.npy", voxels)
     assert (trailmap.read_brain(tmp_path / "brain.npy") == voxels).all()
-
-
-def test_what_a_half_may_show_of_a_cube_ends_where_its_labels_do(
-    cubes: list[AnnotatedVolume],
-) -> None:
-    for held, kept in enumerate(trailmap.halves(cubes)):
-        for cube in kept:
-            rows = trailmap.labelled_rows(cube)
-            assert rows[cube.labels != IGNORE].all()
-            assert not (rows & ~trailmap.half_of(cube, 1 - held, margin=4)).any()
-    assert trailmap.labelled_rows(cubes[0]).all()
