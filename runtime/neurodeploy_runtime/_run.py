@@ -341,7 +341,8 @@ class SegmentRun:
         skip = None
         if regions.skip is not None:
             regions.skip.recall(self._paths.work.glob("skip-*.log"))
-            skip = regions.skip.report(foreground)
+            tiles = self._plan.tiles_in(self._roi)
+            skip = regions.skip.report(foreground, tiles)
             self._check_skip(skip)
             if skip["skipped"] and not skip["audited"]:
                 self._warnings.append(
@@ -414,7 +415,7 @@ class SegmentRun:
         upper = skip["lost_share_upper"]
         if upper is not None and upper > limit:
             raise RunError(
-                f"skipping background may have lost up to {upper:.2%} of the "
+                f"skipping background may have lost up to {upper:.2%} of all "
                 f"foreground, more than the limit of {limit:.2%} (of {skip['audited']} "
                 f"skipped tiles that were run, {skip['audited_with_foreground']} held "
                 "some): run again without --skip-background, or with a lower "

@@ -34,8 +34,8 @@ class SkipSettings:
     """When a tile is background, and how that is checked.
 
     `audit_share` of the skipped tiles are run; the run fails where the upper end of
-    the 95 % interval of the lost foreground, as a share of all foreground found,
-    exceeds `limit_lost`.
+    the 95 % interval of the lost foreground, as a share of all that there is, found and
+    lost, exceeds `limit_lost`.
     """
 
     limit_sigma: float = 4.0
@@ -145,9 +145,10 @@ class BackgroundSkip:
                     if len(numbers) == 4:
                         self._lost[tile] = numbers[3]
 
-    def report(self, foreground: int) -> dict[str, float | int | None]:
+    def report(self, foreground: int, tiles: int) -> dict[str, float | int | None]:
         """What was skipped, and the estimated loss with its 95 % interval.
 
+        `foreground` voxels were found in what `tiles` cover, skipped ones among them.
         The interval is the normal one for a mean of counts. Where the sample saw no
         foreground at all, it is the rule of three: at most 3 in `audited` tiles hold
         any, and each is taken to hold `ASSUMED_LOSS` of a window. The shares are None
@@ -158,7 +159,7 @@ class BackgroundSkip:
         losses = list(self._lost.values())
         audited = len(losses)
         values: dict[str, float | int | None] = {
-            "tiles": int(self.map.size),
+            "tiles": tiles,
             "skipped": skipped,
             "audited": audited,
             "audited_with_foreground": sum(1 for n in losses if n),
@@ -179,8 +180,9 @@ class BackgroundSkip:
         values["lost_voxels"] = round(mean * skipped)
         if not foreground and not any(losses):
             return values
-        values["lost_share"] = mean * skipped / max(1, foreground)
-        values["lost_share_upper"] = upper * skipped / max(1, foreground)
+        for name, each in (("lost_share", mean), ("lost_share_upper", upper)):
+            lost = each * skipped
+            values[name] = lost / (foreground + lost) if lost else 0.0
         return values
 
     def save(self, path: Path) -> None:

@@ -338,6 +338,17 @@ def test_background_tiles_are_skipped_and_audited(
     assert report.skip["lost_share"] == 0
     assert (tifffile.imread(tmp_path / "out.tif") > 0).sum() == 4 * 160 * 3
     assert tifffile.imread(tmp_path / "out.skip.tif").sum() == 255 * skipped
+    # Of a part of the volume, the tiles of that part.
+    part = replace(wanted, roi=Box((0, 0, 0), (20, 100, 100)))
+    segmenter = Segmenter(bundle, part, engines=[NumpyEngine(bundle, bright)])
+    ran = 0
+    report = segmenter.segment(ArraySource(volume), tmp_path / "part.tif")
+    assert report is not None
+    assert report.skip is not None
+    assert report.skip["tiles"] < tiles
+    assert ran == (
+        report.skip["tiles"] - report.skip["skipped"] + report.skip["audited"]
+    )
 
 
 def test_skipping_that_loses_too_much_is_an_error(

@@ -47,3 +47,17 @@ def test_a_line_that_a_kill_has_torn_says_nothing(
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="make room, then run the same command"):
         judged(tmp_path / "no" / "skip-1.log", (1, 2, 3), None)
+
+
+def test_a_loss_is_a_share_of_what_is_found_and_lost(tmp_path: Path) -> None:
+    one = judged(tmp_path / "skip.log", (1, 2, 3), 100)
+    for tile in ((1, 2, 4), (1, 2, 5), (1, 2, 6)):
+        one.decide(tile, DARK, Normalisation("background-asinh", 10, 1))
+    # One of four skipped tiles was run, and held 100 voxels.
+    for found, share in ((3600, 0.1), (400, 0.5), (0, 1.0)):
+        report = one.report(found, 64_000)
+        assert report["lost_voxels"] == 400
+        assert report["lost_share"] == pytest.approx(share)
+        upper = report["lost_share_upper"]
+        assert upper is not None
+        assert share <= upper <= 1
