@@ -132,7 +132,8 @@ def find_pairs(folder: str | Path) -> Found:
     ]
     results = [path for path in words if is_result(path)]
     labels = [path for path in words if path not in results]
-    images = [path for path in volumes if path not in words]
+    known = set(words)
+    images = [path for path in volumes if path not in known]
     pairs: list[Pair] = []
     left = [(path, _OWN) for path in results]
     paired: set[Path] = set()

@@ -133,7 +133,8 @@ class Hello:
                 )
         for name in ("height", "width", "learn_planes", "ring_planes"):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 0 <= value < 2**32:
+            # A camera's own numbers are often NumPy's.
+            if not hasattr(value, "__index__") or not 0 <= value < 2**32:
                 raise SettingsError(
                     f"{name} {value!r} is no whole number from 0 to {2**32 - 1}"
                 )

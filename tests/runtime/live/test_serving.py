@@ -617,6 +617,11 @@ def test_a_hello_that_no_message_can_carry_is_refused(field, value):
         dataclasses.replace(HELLO, **{field: value})
 
 
+def test_a_hello_takes_the_numbers_of_numpy():
+    ours = dataclasses.replace(HELLO, height=np.int64(HEIGHT), width=np.uint16(WIDTH))
+    assert Hello.unpack(ours.pack()) == HELLO
+
+
 @pytest.mark.parametrize("z", [-1, 2**64 - 1, 2**64])
 def test_an_index_that_is_none_is_not_sent(server, z):
     with RigClient(HELLO, server.port) as client:
