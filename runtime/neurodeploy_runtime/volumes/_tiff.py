@@ -404,7 +404,8 @@ def _check_whole(
             )
     if said > held and len(tif.series) == 1:
         size = tif.filehandle.size
-        plane = held
+        # Of a broken chain of planes a series shows the first alone.
+        plane = max(held, _chain(tif)[0] - 1)
         if page.is_final and page.nbytes and page.dataoffsets:
             plane = max(0, size - page.dataoffsets[0]) // page.nbytes
         raise InputError(

@@ -1,5 +1,6 @@
 """Damaged files give one sentence, or the voxels; never anything else."""
 
+import os
 import random
 
 import h5py
@@ -207,4 +208,16 @@ def test_pickles_in_numpy_files_are_never_loaded(tmp_path):
         open_volume(path)
     np.save(path, np.asfortranarray(a_stack()))
     with pytest.raises(InputError, match="Fortran order"):
+        open_volume(path)
+
+
+def test_the_plane_in_which_a_compressed_stack_ends_is_named(tmp_path):
+    """Of a chain of planes that breaks, a series shows the first one alone."""
+    volume = np.random.default_rng(0).integers(0, 4000, (40, 64, 64)).astype(np.uint16)
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, volume, compression="zlib")
+    with tifffile.TiffFile(path) as tif:
+        (middle,), (length,) = tif.pages[25].dataoffsets, tif.pages[25].databytecounts
+    os.truncate(path, middle + length // 2)
+    with pytest.raises(InputError, match="is cut short in plane 25 of 40"):
         open_volume(path)
