@@ -1,4 +1,4 @@
-"""MONAI's UNETR on a ViT-S, trained as `cost.py` trains the networks of this project.
+"""MONAI's UNETR on a ViT-S, trained as `cost.py` and `folds.py` train networks of ours.
 
 The same samples, loss, schedule and running average; only the network is another, and
 its tile, of which a step sees as many voxels.
@@ -55,10 +55,16 @@ def new_unetr() -> nn.Module:
 
 
 def train_unetr(
-    settings: TrainSettings, volumes: Sequence[AnnotatedVolume], rate: float
+    settings: TrainSettings,
+    volumes: Sequence[AnnotatedVolume],
+    rate: float,
+    start: nn.Module | None = None,
 ) -> TrainedUnetr:
-    """Train it with these settings, but for the learning rate and the batch."""
-    network = new_unetr()
+    """Train it with these settings, but for the learning rate and the batch.
+
+    From random weights, or on from those of `start`.
+    """
+    network = new_unetr() if start is None else start
     batch = max(1, settings.batch * prod(settings.network.tile) // prod(CONFIG.tile))
     samples = Samples(
         volumes,
