@@ -13,14 +13,16 @@ import click
 
 from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
+    READING_NAMES,
     Triple,
     engine_options,
     engine_settings,
+    reading_options,
     refuse_without,
 )
 
 if TYPE_CHECKING:
-    from neurodeploy.data import Found, Part
+    from neurodeploy.data import Found, Part, Reading
     from neurodeploy.data._labels import LabelKind
     from neurodeploy.evaluation import (
         Annotated,
@@ -74,6 +76,7 @@ _SEEN = {"training": "trained on", "validation": "validation", "unseen": "not se
     show_default=True,
     help="How voxel annotations are read; auto looks at a folder's values together.",
 )
+@reading_options
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="Print the figures only.")
@@ -88,7 +91,7 @@ def evaluate(
     labels: Any,
     as_json: bool,
     quiet: bool,
-    **engine: Any,
+    **options: Any,
 ) -> None:
     """Measure a network against annotated images.
 
@@ -100,19 +103,20 @@ def evaluate(
         refuse_without(
             "a network",
             *("output", "threshold", "baselines", "labels"),
-            *engine,
+            *options,
         )
         if unit == "voxel":
             refuse_without("--unit um", "voxel_size")
         _print_distances(model, data, unit, voxel_size)
         return
-    from neurodeploy.data import describe_kinds, find_pairs, label_kinds
+    from neurodeploy.data import Reading, describe_kinds, find_pairs, label_kinds
     from neurodeploy.evaluation import evaluate as measure
     from neurodeploy.evaluation import open_model, overlay_png
     from neurodeploy_runtime import OutputError
 
     if output is not None and output.exists() and any(output.iterdir()):
         raise OutputError(f"{output} is not empty: name a new folder")
+    reading = Reading(**{name: options.pop(name) for name in READING_NAMES})
     found = find_pairs(data)
     kinds = label_kinds(found, labels)
 
@@ -139,16 +143,16 @@ def evaluate(
             mask = probability >= figures.voxels.threshold
             pictures[name] = overlay_png(volume.image, volume.labels, mask)
 
-    with open_model(model, engine_settings(engine)) as opened:
+    with open_model(model, engine_settings(options)) as opened:
         result = measure(
-            _images(found, kinds, unit, voxel_size, say),
+            _images(found, kinds, unit, voxel_size, reading, say),
             opened.predict,
             opened.threshold if threshold is None else threshold,
             on_image=on_image,
             part_of=opened.part_of,
         )
         name = opened.name
-    filters = _filters(found, kinds, unit, voxel_size) if baselines else {}
+    filters = _filters(found, kinds, unit, voxel_size, reading) if baselines else {}
     values = {
         "model": name,
         "data": str(data),
@@ -173,6 +177,7 @@ def _images(
     kinds: Kinds,
     unit: Any,
     size: tuple[float, float, float] | None,
+    reading: Reading,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Annotated]:
     from neurodeploy.data import load_pair, read_tracing
@@ -184,21 +189,26 @@ def _images(
             unit=unit,
             voxel_size_um=size,
             labels=kinds.get(pair.annotation, "auto"),
+            reading=reading,
             say=say,
         )
         line = None
         if pair.kind == "tracing":
-            tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
+            tracing = read_tracing(pair, unit=unit, voxel_size_um=size, reading=reading)
             line = draw_line(tracing.samples(0.5)[0], volume.image.shape)
         yield Annotated(volume, line)
 
 
 def _filters(
-    found: Found, kinds: Kinds, unit: Any, size: tuple[float, float, float] | None
+    found: Found,
+    kinds: Kinds,
+    unit: Any,
+    size: tuple[float, float, float] | None,
+    reading: Reading,
 ) -> dict[str, BaselineFigures | None]:
     from neurodeploy.evaluation import BASELINES, baseline_figures
 
-    volumes = [image.volume for image in _images(found, kinds, unit, size)]
+    volumes = [image.volume for image in _images(found, kinds, unit, size, reading)]
     return {name: baseline_figures(volumes, score) for name, score in BASELINES.items()}
 
 

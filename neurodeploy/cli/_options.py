@@ -156,6 +156,23 @@ def input_options(function: F) -> F:
     )
 
 
+#: What `reading_options` put among a verb's options: the fields of a `Reading`.
+READING_NAMES = ("channel", "time", "axes", "dataset")
+
+
+def reading_options(function: F) -> F:
+    """What to read of every image of a data folder."""
+    return _apply(
+        function,
+        [
+            click.option("--channel", type=int, help="Of every image, from 0."),
+            click.option("--time", type=int, help="Time point of every image, from 0."),
+            click.option("--axes", help="Axes of the stored arrays, such as zcyx."),
+            click.option("--dataset", help="Name of the array inside the files."),
+        ],
+    )
+
+
 def engine_options(function: F) -> F:
     """What runs the network, and where."""
     return _apply(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._console import console, on_terminal
+from neurodeploy.cli._options import READING_NAMES, reading_options
 
 if TYPE_CHECKING:
     from neurodeploy.data import AnnotatedVolume
@@ -83,6 +84,7 @@ _SLICE_NETWORK = {"mode": "slice", "tile": [5, 96, 96], "patch": [5, 16, 16]}
     type=click.Choice(["auto", "mask", "slices"]),
     help="How voxel annotations are read; auto looks at a folder's values together.",
 )
+@reading_options
 @click.option("--validation-share", type=float, help="Share of volumes held out.")
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -213,6 +215,10 @@ def _settings(
         values["data"] = [str(path) for path in data]
     if voxel_size is not None:
         values["voxel_size_um"] = _three(voxel_size)
+    asked = {n: options[n] for n in READING_NAMES if options[n] is not None}
+    reading = values.get("reading", {})
+    if asked and isinstance(reading, dict):  # else it is refused below
+        values["reading"] = {**reading, **asked}
     network = values.get("network", {})
     if mode is not None and isinstance(network, dict):  # else it is refused below
         plain = _SLICE_NETWORK if mode == "slice" != network.get("mode") else {}

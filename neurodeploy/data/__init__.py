@@ -18,6 +18,7 @@ from neurodeploy.data._pairs import (
     load_pair,
     read_tracing,
 )
+from neurodeploy.data._reading import Reading
 from neurodeploy.data._skeleton import mark_skeleton
 from neurodeploy.data._volumes import Part
 
@@ -32,6 +33,7 @@ __all__ = [
     "Labels",
     "Pair",
     "Part",
+    "Reading",
     "Samples",
     "describe_kinds",
     "find_pairs",

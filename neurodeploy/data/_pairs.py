@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neurodeploy._errors import DataError
 from neurodeploy.data._dataset import BACKGROUND, NEURITE, AnnotatedVolume
 from neurodeploy.data._labels import LabelKind, Labels, kinds_of, labels_of
+from neurodeploy.data._reading import Reading
 from neurodeploy.data._results import is_result
 from neurodeploy.morphology import (
     AnnotationSettings,
@@ -23,6 +24,7 @@ from neurodeploy.morphology import (
     read_swc,
 )
 from neurodeploy_runtime import Box, InputError
+from neurodeploy_runtime.volumes import Source
 from neurodeploy_runtime.volumes._plain import open_plain
 
 AnnotationKind = Literal["tracing", "voxels"]
@@ -60,6 +62,9 @@ _OWN = (
     "a network's answer that neurodeploy wrote, no ground truth: if you corrected it, "
     "save it under another name, such as a_mask.tif"
 )
+
+#: A file that holds one volume needs no more.
+_AS_IT_IS = Reading()
 
 #: A training image is read whole.
 _LIMIT_BYTES = 8_000_000_000
@@ -177,7 +182,7 @@ def label_kinds(found: Found, labels: Labels = "auto") -> dict[Path, LabelKind]:
         Where a file cannot be read.
     """
     paths = [pair.annotation for pair in found.pairs if pair.kind == "voxels"]
-    return kinds_of(paths, lambda path: _whole(path)[0], labels)
+    return kinds_of(paths, _marks, labels)
 
 
 def load_pair(
@@ -188,6 +193,7 @@ def load_pair(
     settings: AnnotationSettings | None = None,
     group: str = "data",
     labels: Labels = "auto",
+    reading: Reading = _AS_IT_IS,
     say: Callable[[str], None] = lambda text: None,
 ) -> AnnotatedVolume:
     """Read an image and what is known of each of its voxels.
@@ -195,7 +201,8 @@ def load_pair(
     `unit` is what tracings are written in where they do not say; `voxel_size_um`
     (z, y, x) is used where the image does not say its own; `labels` is how voxels are
     read, from their own values alone where it is `auto` (:func:`label_kinds` looks at
-    a folder); `say` is told what was odd in a tracing and how it was read.
+    a folder); `reading` is what is read of an image that holds several volumes, an
+    annotation holds one; `say` is told what was odd in a tracing and how it was read.
 
     Raises
     ------
@@ -206,7 +213,7 @@ def load_pair(
         Where a file cannot be read.
     """
     try:
-        return _load(pair, unit, voxel_size_um, settings, group, labels, say)
+        return _load(pair, unit, voxel_size_um, settings, group, labels, reading, say)
     except InputError as error:
         # What is wrong with voxels is told by who knows no file.
         named = (str(pair.image), str(pair.annotation), pair.name)
@@ -222,19 +229,21 @@ def _load(
     settings: AnnotationSettings | None,
     group: str,
     labels: Labels,
+    reading: Reading,
     say: Callable[[str], None],
 ) -> AnnotatedVolume:
-    image, size = _whole(pair.image)
+    with reading.open(pair.image) as source:
+        image, size = _whole(pair.image, source), source.voxel_size_um
     size = size or voxel_size_um
     if pair.kind == "tracing":
-        tracing = read_tracing(pair, unit=unit, voxel_size_um=size)
+        tracing = read_tracing(pair, unit=unit, voxel_size_um=size, reading=reading)
         for note in tracing.notes:
             say(f"{pair.annotation}: {note}")
         ratio = 1.0 if size is None else 2 * size[0] / (size[1] + size[2])
         known = annotate(tracing, image, anisotropy=ratio, settings=settings)
     else:
-        values, _ = _whole(pair.annotation)
-        known = labels_of(values, image.shape, pair.annotation, labels)
+        marks = _marks(pair.annotation)
+        known = labels_of(marks, image.shape, pair.annotation, labels)
     # Of many slices, some hold background alone.
     if pair.kind == "tracing" or labels != "slices":
         require_both(known, str(pair.annotation))
@@ -252,6 +261,7 @@ def read_tracing(
     *,
     unit: Unit = "voxel",
     voxel_size_um: tuple[float, float, float] | None = None,
+    reading: Reading = _AS_IT_IS,
 ) -> Morphology:
     """Read the tracing of an image, in the image's voxels.
 
@@ -268,7 +278,7 @@ def read_tracing(
     size = tracing.voxel_size_um
     if size is None:
         # As the labels are drawn: what is asked for counts where nothing is said.
-        with open_plain(pair.image) as source:
+        with reading.open(pair.image) as source:
             size = source.voxel_size_um or voxel_size_um
     if size is None:
         raise DataError(
@@ -292,17 +302,20 @@ def require_both(labels: NDArray[np.uint8], name: str) -> None:
         )
 
 
-def _whole(
-    path: Path,
-) -> tuple[NDArray[Any], tuple[float, float, float] | None]:
+def _marks(path: Path) -> NDArray[Any]:
+    """Of an annotation every voxel."""
     with open_plain(path) as source:
-        size = math.prod(source.shape) * source.dtype.itemsize
-        if size > _LIMIT_BYTES:
-            raise DataError(
-                f"{path} takes {size / 1e9:.0f} GB of memory, an annotated image at "
-                f"most {_LIMIT_BYTES / 1e9:.0f}: cut it into parts"
-            )
-        return source.read(Box.whole(source.shape)), source.voxel_size_um
+        return _whole(path, source)
+
+
+def _whole(path: Path, source: Source) -> NDArray[Any]:
+    size = math.prod(source.shape) * source.dtype.itemsize
+    if size > _LIMIT_BYTES:
+        raise DataError(
+            f"{path} takes {size / 1e9:.0f} GB of memory, an annotated image at "
+            f"most {_LIMIT_BYTES / 1e9:.0f}: cut it into parts"
+        )
+    return source.read(Box.whole(source.shape))
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -50,6 +50,7 @@ def load_volumes(
                     voxel_size_um=settings.voxel_size_um,
                     group=group,
                     labels=kinds.get(pair.annotation, "auto"),
+                    reading=settings.reading,
                     say=say,
                 )
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from neurodeploy._errors import ConfigError
 from neurodeploy._from_plain import from_plain
-from neurodeploy.data import Augmentation, Labels
+from neurodeploy.data import Augmentation, Labels, Reading
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.training._losses import LossSettings
 
@@ -49,6 +49,8 @@ class TrainSettings:
     labels
         How voxel annotations are read: as `mask`, as labelled `slices`, or by their
         values, those of a folder together (`auto`).
+    reading
+        What is read of every image, where files hold several volumes.
     validation_share
         Share of the volumes, at least one where there are two, held out to choose the
         best checkpoint and its threshold; 0 turns validation off. The seed and the
@@ -83,6 +85,7 @@ class TrainSettings:
     unit: Literal["voxel", "um"] = "voxel"
     voxel_size_um: tuple[float, float, float] | None = None
     labels: Labels = "auto"
+    reading: Reading = field(default_factory=Reading)
     validation_share: float = 0.2
     validate_every: int = 500
     save_every: int = 250

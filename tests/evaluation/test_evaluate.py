@@ -149,6 +149,36 @@ def test_wrong_requests_are_one_sentence(
     assert "holds no annotated image" in ended.err
 
 
+def test_a_channel_of_every_image_is_what_is_measured(
+    make_identity_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+    data: Path,
+    run: Callable[..., Any],
+) -> None:
+    bundle = make_identity_bundle(tile=(8, 16, 16)).path
+    both = tmp_path / "both" / "data"
+    shutil.copytree(data, both)
+    for path in (both / "a.tif", both / "b.tif"):
+        image = tifffile.imread(path)
+        values = np.stack([np.zeros_like(image), image], axis=1)
+        tifffile.imwrite(path, values, imagej=True, metadata={"axes": "ZCYX"})
+    words = ["--json", "--engine", "onnxruntime", "--baselines"]
+    ended = run("evaluate", bundle, "--data", both, *words)
+    assert ended.code == 2
+    assert "has 2 channels" in ended.err
+    plain = json.loads(run("evaluate", bundle, "--data", data, *words).out)
+    chosen = run("evaluate", bundle, "--data", both, *words, "--channel", 1)
+    assert chosen.code == 0, chosen.err
+    found = json.loads(chosen.out)
+    for name in ("images", "pooled", "baselines"):
+        assert found[name] == plain[name]
+    tracing = tmp_path / "a.swc"
+    tracing.write_text("1 2 1 1 1 1 -1\n2 2 5 1 1 1 1\n")
+    ended = run("evaluate", tracing, "--data", tracing, "--channel", 1)
+    assert ended.code == 2
+    assert "--channel" in ended.err
+
+
 @pytest.mark.slow
 def test_filters_reach_what_they_are_known_to_reach(shared_data: Path) -> None:
     found = find_pairs(shared_data / "trailmap" / "train")

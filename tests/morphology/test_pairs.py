@@ -13,6 +13,7 @@ from neurodeploy.data import (
     AnnotatedVolume,
     Labels,
     Pair,
+    Reading,
     describe_kinds,
     find_pairs,
     label_kinds,
@@ -369,17 +370,48 @@ def test_the_folder_that_was_asked_for_holds_images_whatever_it_is_called(
     assert pair.annotation == mask
 
 
-def test_what_no_option_of_a_training_can_choose_is_not_advised(tmp_path: Path) -> None:
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A stack whose second channel is IMAGE."""
     path = tmp_path / "two.tif"
-    values = np.zeros((4, 2, 6, 8), np.uint16)
+    values = np.stack([np.zeros_like(IMAGE), IMAGE], axis=1)
     tifffile.imwrite(path, values, imagej=True, metadata={"axes": "ZCYX"})
-    for image, problem in (
-        (path, "has 2 channels"),
+    return path
+
+
+def test_one_channel_of_an_image_is_read_where_it_is_said_which(
+    tmp_path: Path, two: Path
+) -> None:
+    pair = Pair(two, volume(tmp_path / "a_mask.tif", np.uint8(IMAGE > 50)), "voxels")
+    with pytest.raises(InputError, match=r"has 2 channels.*--channel"):
+        load_pair(pair)
+    np.testing.assert_array_equal(
+        load_pair(pair, reading=Reading(channel=1)).image, IMAGE
+    )
+    with pytest.raises(InputError, match="channel 2"):
+        load_pair(pair, reading=Reading(channel=2))
+
+
+def test_axes_that_a_file_does_not_say_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "four.npy"
+    np.save(path, np.stack([IMAGE, IMAGE + 1]))
+    pair = Pair(path, volume(tmp_path / "a_mask.tif", np.uint8(IMAGE > 50)), "voxels")
+    with pytest.raises(InputError, match="axes"):
+        load_pair(pair)
+    found = load_pair(pair, reading=Reading(channel=1, axes="czyx"))
+    np.testing.assert_array_equal(found.image, IMAGE + 1)
+
+
+def test_of_a_mask_no_option_chooses_and_none_is_advised(
+    tmp_path: Path, two: Path
+) -> None:
+    image = volume(tmp_path / "a.tif")
+    for mask, problem in (
+        (two, "has 2 channels"),
         (volume(tmp_path / "flat.tif", IMAGE[0]), "is one plane"),
     ):
-        pair = Pair(image, tracing(tmp_path / "a.swc"), "tracing")
         with pytest.raises(InputError, match=problem) as error:
-            load_pair(pair)
+            load_pair(Pair(image, mask, "voxels"))
         assert "save what is meant as a stack" in str(error.value)
         assert "--channel" not in str(error.value)
         assert "say axes" not in str(error.value)

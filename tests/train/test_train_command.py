@@ -307,3 +307,45 @@ def held_out(run, folder, seed, out):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     return read_checkpoint(out / "last").volumes["validation"][0]["name"]
+
+
+def test_a_channel_of_every_image_is_what_is_trained_on(run, folder, volumes):
+    both = folder / "both"
+    shutil.copytree(folder / "data", both)
+    for i, volume in enumerate(volumes):
+        values = np.stack([volume.image[::-1], volume.image], axis=1)
+        path = both / f"cell{i}.tif"
+        tifffile.imwrite(path, values, imagej=True, metadata={"axes": "ZCYX"})
+    words = ("train", folder / "tiny.toml", "--data")
+    ended = run(*words, both, "--out", folder / "none")
+    assert ended.code == 2
+    assert "has 2 channels" in ended.err
+    assert "--channel" in ended.err
+    assert not (folder / "none").exists()
+    assert run(*words, folder / "data", "--out", folder / "one").code == 0
+    assert run(*words, both, "--out", folder / "two", "--channel", 1).code == 0
+    # The same voxels: the same losses.
+    losses = [
+        [row.loss for row in read_log(folder / name / "log.csv")]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == losses[1]
+    assert read_checkpoint(folder / "two" / "last").training["reading"]["channel"] == 1
+    # A run that goes on reads them again.
+    ended = run("train", "--out", folder / "two", "--resume")
+    assert ended.code == 0, ended.err
+    ended = run("train", "--out", folder / "two", "--resume", "--channel", 0)
+    assert ended.code == 2
+    assert "not among those of now" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [("channel = -1", "count from 0"), ("chanel = 1", "did you mean reading.channel")],
+)
+def test_a_reading_that_makes_no_sense_is_refused(run, folder, table, said):
+    config = folder / "odd.toml"
+    config.write_text(f"{TINY}\n[reading]\n{table}\n")
+    ended = run("train", config, "--data", folder / "data", "--out", folder / "run")
+    assert ended.code == 2
+    assert said in ended.err
