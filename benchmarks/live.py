@@ -9,6 +9,8 @@ Parts
                 and no core, as a GPU does: wall time over the engine's own.
     push        how long a push takes while planes come at a constant rate and every
                 tile is being computed, p50, p99 and the largest.
+    streamed    the same in a program that was started so that it copies planes past
+                the cache, as `neurodeploy rig-check` advises.
     path        planes per second, and the delay, with an engine that costs nothing:
                 what the path itself sustains.
     rig         what `neurodeploy rig-check` says of a real network on this machine.
@@ -23,6 +25,8 @@ counts, and says how much was stolen.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -44,6 +48,7 @@ from neurodeploy_runtime.live import (
     LiveSettings,
     measure_rig,
 )
+from neurodeploy_runtime.live._plane_copy import past_the_cache
 
 TILE = (32, 96, 96)
 UNIT = Normalisation("unit", 0.0, 65535.0)
@@ -200,6 +205,30 @@ def push(bundle: Bundle, side: int, rate: float, seconds: float) -> dict[str, An
     }
 
 
+def streamed(bundle: Bundle, side: int, rate: float, seconds: float) -> dict[str, Any]:
+    """As `push`, in a process of its own that copies planes past the cache."""
+    variable = past_the_cache()
+    if variable is None:
+        raise SystemExit(
+            "part streamed wants the GNU C library on x86-64, and a start without "
+            "glibc.cpu.x86_non_temporal_threshold in GLIBC_TUNABLES"
+        )
+    before = dict(os.environ)
+    os.environ.update(variable)
+    try:
+        # A process that is forked would copy as this one does.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            row = pool.apply(_push_of, (str(bundle.path), side, rate, seconds))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return {**row, "environment": variable}
+
+
+def _push_of(bundle: str, side: int, rate: float, seconds: float) -> dict[str, Any]:
+    return push(load_bundle(bundle), side, rate, seconds)
+
+
 def path(bundle: Bundle, side: int, seconds: float) -> dict[str, Any]:
     plane = plane_of(side)
     check = Check(plane)
@@ -318,10 +347,16 @@ def draw(values: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for row in values.get("push", []):
-        times = np.sort(np.array(row["pushes_s"])) * 1e3
-        share = np.arange(1, len(times) + 1) / len(times)
-        left.plot(times, share, label=f"{row['side']}², {row['rate_hz']:g}/s")
+    for part, style, note in (
+        ("push", "-", ""),
+        ("streamed", "--", ", past the cache"),
+    ):
+        left.set_prop_cycle(None)
+        for row in values.get(part, []):
+            times = np.sort(np.array(row["pushes_s"])) * 1e3
+            share = np.arange(1, len(times) + 1) / len(times)
+            label = f"{row['side']}², {row['rate_hz']:g}/s{note}"
+            left.plot(times, share, style, label=label)
     left.axvline(LIMIT_PUSH_S * 1e3, color="gray", linestyle=":")
     left.set(xscale="log", xlabel="push, ms", ylabel="share of pushes")
     left.legend()
@@ -345,7 +380,9 @@ def show(values: dict[str, Any]) -> None:
         ]
         head = ["plane", "tile", "tiles", "over the engine", "over the nominal time"]
         print(table(head, rows), "\n")
-    if "push" in values:
+    for part in ("push", "streamed"):
+        if part not in values:
+            continue
         rows = [
             (
                 r["side"],
@@ -360,14 +397,14 @@ def show(values: dict[str, Any]) -> None:
                 r["dropped"],
                 f"{r['delay_p50_s']:.2f} s",
             )
-            for r in values["push"]
+            for r in values[part]
         ]
         head = [
             *("plane", "rate", "bare copy ms", "p50 ms", "p99 ms"),
             *("a copy p50 ms", "p99 ms", "max ms", "slot p99 ms", "dropped"),
             "delay p50",
         ]
-        print(table(head, rows), "\n")
+        print(f"{part}\n{table(head, rows)}\n")
     if "path" in values:
         rows = [
             (
@@ -404,7 +441,7 @@ def show(values: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parts = ("overhead", "push", "path", "rig", "memory")
+    parts = ("overhead", "push", "streamed", "path", "rig", "memory")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -430,6 +467,7 @@ def main() -> None:
         rows = {
             "overhead": [partial(overhead, bundle, *pace) for pace in paces],
             "push": [partial(push, bundle, *rate, seconds) for rate in rates],
+            "streamed": [partial(streamed, bundle, *rate, seconds) for rate in rates],
             "path": [partial(path, bundle, side, seconds) for side in SIDES],
             "rig": [partial(rig, real, side, seconds) for side in SIDES],
         }
