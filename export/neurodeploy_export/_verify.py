@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from neurodeploy_runtime.engines._choose import (
     open_engines,
     require_device,
 )
+from neurodeploy_runtime.engines._timing import tile_seconds
 
 _DEFAULTS = ExportSettings()
 #: bfloat16 has three bits of mantissa less than half.
@@ -91,7 +91,6 @@ def _ask(
     if reason is not None:
         return Verdict(*where, None, reason=reason)
     choice = Choice(adapter, settings, ())
-    times = []
     try:
         # As a run opens it: a batch that a GPU does not hold is halved.
         (engine,) = open_engines(bundle, [choice])
@@ -101,10 +100,8 @@ def _ask(
                 (*tiles.shape, *golden.probability.shape[1:]), np.float32
             )
             for numbers, out in zip(tiles, answers, strict=True):
-                voxels = golden.voxels[numbers]
-                began = time.perf_counter()
-                engine.infer(voxels, out)
-                times.append((time.perf_counter() - began) / engine.batch)
+                engine.infer(golden.voxels[numbers], out)
+            times = tile_seconds(engine, 2)
     except NeurodeployError as error:
         nothing = compare(
             "verify", golden.probability, golden.probability * np.nan, 0.5

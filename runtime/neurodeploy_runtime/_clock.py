@@ -16,13 +16,13 @@ class Clock:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
+    def stage(self, name: str, share: float = 1.0) -> Iterator[None]:
+        """Time what runs inside, which is that share of what the stage can do."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent = share * (time.perf_counter() - start)
             with self._lock:
                 self._seconds[name] = self._seconds.get(name, 0.0) + spent
 

@@ -79,10 +79,10 @@ class Footprint:
         blend = plan.window[0] * area * 4 * (2 if self.seam else 1)
         slots = self.slots * self.batch * 4 * (prod(plan.tile) + prod(plan.window))
         if self.gpu_bytes is None:
-            # Of each engine: the batch flipped, that of the flip before, its answer.
+            # Of each call: the batch flipped, that of the flip before, its answer.
             flipped = self.batch * 4 * (2 * prod(plan.tile) + prod(plan.window))
-            engines = self.slots // 2 - 1
-            return blend + slots + (engines * flipped if self.flips else 0)
+            calls = self.slots // 2 - 1
+            return blend + slots + (calls * flipped if self.flips else 0)
         # One plane of levels leaves at a time; flips, half precision, the raw tile
         # and the weights are less than two slots.
         return blend + slots + 2 * slots // self.slots + area

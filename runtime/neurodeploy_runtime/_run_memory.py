@@ -13,7 +13,7 @@ from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._reader import planes_at_once
 from neurodeploy_runtime._rss import current_rss
 from neurodeploy_runtime._settings import SegmentSettings
-from neurodeploy_runtime._stream import arrays_of
+from neurodeploy_runtime._stream import arrays_of, slots_of
 from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines import Engine
 from neurodeploy_runtime.volumes import Source
@@ -157,7 +157,7 @@ class RunMemory:
             grain=self._grain,
             extent=self._roi.shape,
             outputs=self._outputs,
-            slots=2 * len(self._engines) + 2,
+            slots=slots_of(self._engines),
             batch=self._engines[0].batch,
             seam=self._settings.seam_map,
             flips=self._settings.flips,

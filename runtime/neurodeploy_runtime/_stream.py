@@ -113,7 +113,7 @@ class StreamBuffers:
                 arrays.zeros(engines[0].input_shape),
                 arrays.zeros(engines[0].output_shape),
             )
-            for _ in range(2 * len(engines) + 2)
+            for _ in range(slots_of(engines))
         ]
         buffers = cls(arrays, tuple(slots), blend, plan.window[0], give_way)
         buffers.reset()
@@ -139,6 +139,11 @@ class StreamBuffers:
             self.blend.clear(z)
 
 
+def slots_of(engines: Sequence[Engine]) -> int:
+    """Batches on their way: one in each call, one ready for it, one on either side."""
+    return 2 * sum(engine.at_once for engine in engines) + 2
+
+
 def arrays_of(engines: Sequence[Engine]) -> Arrays:
     """New arrays for a stream through these engines."""
     alone = len(engines) == 1 and engines[0].resident
@@ -159,7 +164,7 @@ class RegionStream:
         The raw planes of ``plan.layer(region).reads``, in order, from the first that
         the region needs. Someone else fills it.
     engines
-        One thread runs each.
+        A thread for each call that they compute at once.
     normalisation
         Or a function that waits for planes and learns it from them: it is called once,
         in the thread that cuts; None says that no plane came.
@@ -229,7 +234,7 @@ class RegionStream:
         self._error: BaseException | None = None
         self._finished = threading.Event()
         self._lock = threading.Lock()
-        self._engines_left = len(engines)
+        self._calls_left = sum(engine.at_once for engine in engines)
         self.tiles_run = 0
 
     def stop(self, error: BaseException) -> None:
@@ -260,8 +265,9 @@ class RegionStream:
             ("blend", self._blend_all),
         ]
         jobs += [
-            (f"infer {i}", lambda engine=engine: self._infer(engine))  # type: ignore[misc]
+            (f"infer {i}.{call}", lambda engine=engine: self._infer(engine))  # type: ignore[misc]
             for i, engine in enumerate(self._engines)
+            for call in range(engine.at_once)
         ]
         threads = [
             threading.Thread(target=self._guard, args=(job,), name=name, daemon=True)
@@ -450,7 +456,7 @@ class RegionStream:
         flipped = self._arrays.zeros(engine.output_shape) if self._flips else None
         while (slot := self._ready.get()) is not None:
             if slot.tiles:
-                with self.clock.stage("infer"):
+                with self.clock.stage("infer", 1 / engine.at_once):
                     if flipped is None:
                         infer(slot.voxels, slot.answer)
                     else:
@@ -458,7 +464,7 @@ class RegionStream:
                 with self._lock:
                     self.tiles_run += len(slot.tiles)
             self._done.put(slot)
-        self._ended_engine()
+        self._ended_call()
 
     def _infer_with(self, engine: Engine) -> Callable[[Any, Any], None]:
         if isinstance(self._arrays, HostArrays):
@@ -481,11 +487,11 @@ class RegionStream:
         with step():
             slot.answer *= np.float32(1 / len(FLIPS))
 
-    def _ended_engine(self) -> None:
-        """The last engine to end closes what is behind them."""
+    def _ended_call(self) -> None:
+        """The last one to end closes what is behind them."""
         with self._lock:
-            self._engines_left -= 1
-            left = self._engines_left
+            self._calls_left -= 1
+            left = self._calls_left
         if left == 0:
             self._done.end()
 

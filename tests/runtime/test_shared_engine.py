@@ -23,14 +23,17 @@ MakeBundle = Callable[..., Bundle]
 ENGINES = [n for n in ("onnxruntime", "openvino") if find_spec(n) is not None]
 
 
-def asked_of(name: Any) -> EngineSettings:
-    return EngineSettings(engine=name, device="cpu", threads=1)
+def asked_of(name: Any, threads: int = 1) -> EngineSettings:
+    return EngineSettings(engine=name, device="cpu", threads=threads)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_answers_each_thread_its_own_question(name: str) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_answers_each_thread_its_own_question(
+    name: str, threads: int
+) -> None:
     bundle = load_bundle()
-    asked = asked_of(name)
+    asked = asked_of(name, threads)
     rng = np.random.default_rng(0)
     with open_engine(bundle, asked) as engine:
         questions = [

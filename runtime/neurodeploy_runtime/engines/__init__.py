@@ -17,6 +17,7 @@ from neurodeploy_runtime.engines._local import (
 )
 from neurodeploy_runtime.engines._numpy import NumpyEngine
 from neurodeploy_runtime.engines._portions import Portions
+from neurodeploy_runtime.engines._timing import tile_seconds
 
 __all__ = [
     "Choice",
@@ -34,4 +35,5 @@ __all__ = [
     "open_engines",
     "read_local",
     "same_engine",
+    "tile_seconds",
 ]

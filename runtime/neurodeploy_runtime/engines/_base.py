@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
@@ -55,6 +57,8 @@ class Engine(ABC):
     resident: bool = False
     #: Whether `infer` also takes a part of a batch.
     divisible: ClassVar[bool] = False
+    #: How many calls of `infer` it computes at the same time.
+    at_once: int = 1
     #: What was asked for and is not so, for a report.
     notes: tuple[str, ...] = ()
 
@@ -116,9 +120,25 @@ class Engine(ABC):
         self.infer(batch, out)
 
     def warm_up(self) -> None:
-        """Run once, so that the first real tile costs what all others do."""
-        out = np.empty(self.output_shape, np.float32)
-        self.infer(np.zeros(self.input_shape, np.float32), out)
+        """Run once, so that the first real tile costs what all others do.
+
+        As many calls as are computed at once: each of them has memory of its own.
+        """
+
+        def run() -> None:
+            out = np.empty(self.output_shape, np.float32)
+            self.infer(np.zeros(self.input_shape, np.float32), out)
+
+        self.in_each(run)
+
+    def in_each(self, job: Callable[[], object]) -> None:
+        """Run `job` in as many threads as there are calls at once; the first error."""
+        if self.at_once == 1:
+            job()
+            return
+        with ThreadPoolExecutor(self.at_once, f"{self.name} call") as pool:
+            for ended in [pool.submit(job) for _ in range(self.at_once)]:
+                ended.result()
 
     def describe(self) -> dict[str, Any]:
         """What runs where, for a report."""

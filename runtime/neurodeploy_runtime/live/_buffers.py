@@ -13,6 +13,7 @@ from neurodeploy_runtime._errors import MemoryCapError, SettingsError
 from neurodeploy_runtime._plan import Axis, TilePlan
 from neurodeploy_runtime._rss import machine_memory
 from neurodeploy_runtime._spec import ModelSpec
+from neurodeploy_runtime._stream import slots_of
 from neurodeploy_runtime.engines import Engine
 from neurodeploy_runtime.live._settings import LiveSettings
 
@@ -65,7 +66,7 @@ def buffer_bytes(
     raw = ring_planes * pixels * dtype.itemsize
     blend = plan.window[0] * pixels * 4
     tiles = prod(plan.tile) + prod(plan.window)
-    slots = (2 * len(engines) + 2) * engines[0].batch * tiles * 4
+    slots = slots_of(engines) * engines[0].batch * tiles * 4
     if len(engines) == 1 and engines[0].resident:
         # They lie on the GPU.
         blend = slots = 0

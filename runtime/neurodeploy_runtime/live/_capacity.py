@@ -23,6 +23,7 @@ from neurodeploy_runtime.engines import (
     choose_engine,
     open_engine,
     open_engines,
+    tile_seconds,
 )
 from neurodeploy_runtime.live._buffers import UNKNOWN_DEPTH, checked_bytes, ring_planes
 from neurodeploy_runtime.live._plane_copy import copy_seconds, past_the_cache
@@ -138,7 +139,7 @@ def measure_rig(
         need = checked_bytes(plan, kind, ring, outlet, [engine], settings.memory_bytes)
         engine.warm_up()
         tiles = len(plan.layer(Box.whole(plan.shape)))
-        times = _engine_times(engine, seconds / 4)
+        times = tile_seconds(engine, 3, seconds=seconds / 4)
         tile_s = float(np.median(times))
         flips = 4 if settings.flips else 1
         small, overhead = _live_overhead(
@@ -208,21 +209,6 @@ def _run(tiles: int, batch: int) -> int:
     return -(-tiles // batch) * batch
 
 
-def _engine_times(engine: Engine, seconds: float) -> NDArray[np.float64]:
-    """Seconds per tile of call after call, at least three."""
-    rng = np.random.default_rng(0)
-    arrays = engine.arrays()
-    voxels = arrays.keep(rng.normal(size=engine.input_shape).astype(np.float32))
-    answer = arrays.zeros(engine.output_shape)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 2000):
-        start = time.perf_counter()
-        engine.infer_resident(voxels, answer, arrays)
-        times.append((time.perf_counter() - start) / engine.batch)
-    return np.array(times)
-
-
 def _half(
     bundle: Bundle,
     engine: Engine,
@@ -241,7 +227,7 @@ def _half(
     )
     try:
         with open_engine(bundle, settings) as other:
-            times = _engine_times(other, seconds)
+            times = tile_seconds(other, 3, seconds=seconds)
     except NeurodeployError:
         return None
     gain = tile_s / float(np.median(times))

@@ -1,5 +1,6 @@
 """What this machine can do, measured: peaks, forecasts, engines side by side."""
 
+from neurodeploy_runtime.engines import tile_seconds
 from neurodeploy_runtime.measure._compare import (
     STAGES,
     Candidate,
@@ -9,7 +10,6 @@ from neurodeploy_runtime.measure._compare import (
     candidates,
     compare_engines,
     middle,
-    tile_seconds,
 )
 from neurodeploy_runtime.measure._forecast import Calibration, Forecast, forecast
 from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks

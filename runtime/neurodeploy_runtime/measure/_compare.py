@@ -26,7 +26,7 @@ from neurodeploy_runtime._errors import DeviceError, EngineError
 from neurodeploy_runtime._geometry import Box, Shape
 from neurodeploy_runtime._plan import TilePlan
 from neurodeploy_runtime._report import machine, versions
-from neurodeploy_runtime.engines import EngineSettings
+from neurodeploy_runtime.engines import EngineSettings, tile_seconds
 from neurodeploy_runtime.engines._base import EngineName, PrecisionName
 from neurodeploy_runtime.engines._choose import ADAPTERS, require_device
 from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
@@ -363,22 +363,6 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
         "peak_rss_bytes": report.peak_rss_bytes,
         "device_bytes": _gpu_bytes(described["device"]),
     }
-
-
-def tile_seconds(engine: Any, calls: int = 5) -> list[float]:
-    """Seconds for each tile in the engine alone, after a call that does not count."""
-    arrays = engine.arrays()
-    voxels = arrays.keep(
-        np.random.default_rng(0).random(engine.input_shape, np.float32)
-    )
-    answer = arrays.zeros(engine.output_shape)
-    engine.infer_resident(voxels, answer, arrays)
-    found = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        engine.infer_resident(voxels, answer, arrays)
-        found.append((time.perf_counter() - start) / engine.batch)
-    return found
 
 
 def _gpu_bytes(device: str) -> int | None:

@@ -29,11 +29,11 @@ from neurodeploy_runtime._shares import scratch_chapters
 from neurodeploy_runtime._skip import BackgroundSkip, SkipSettings
 from neurodeploy_runtime._stream import FLIPS
 from neurodeploy_runtime._survey import survey
-from neurodeploy_runtime.engines import Engine, same_engine
+from neurodeploy_runtime.engines import Engine, same_engine, tile_seconds
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.volumes import Source, required_bytes
 
-#: Tiles that are read and run to calibrate, and the seconds after which they do.
+#: Tiles that are read to calibrate, and the seconds after which they do.
 TILES = 8
 BUDGET_S = 15.0
 
@@ -104,8 +104,9 @@ def forecast(
 ) -> Forecast:
     """Plan what ``segmenter.segment(source, output)`` would do; nothing is written.
 
-    With `calibrate`, up to `TILES` tiles spread over the volume are read and run,
-    which takes some `BUDGET_S` seconds at most and one tile at least.
+    With `calibrate`, the engine is timed, and up to `TILES` tiles spread over the
+    volume are read and handled: some `BUDGET_S` seconds at most, and two calls of the
+    engine at least.
 
     Raises
     ------
@@ -243,11 +244,11 @@ def _calibrate(
     judged = normalisation.kind == "background-asinh"
     voxels = np.zeros(engine.input_shape, np.float32)
     answer = np.zeros(engine.output_shape, np.float32)
-    infers: list[float] = []
+    infers = tile_seconds(engine, 1, seconds=BUDGET_S / 5)
     handles: list[float] = []
     read_s = read_bytes = 0.0
     background = 0
-    end = time.perf_counter() + BUDGET_S
+    end = time.perf_counter() + BUDGET_S * 4 / 5
     for tile in _spread(plan, roi):
         box = _box(plan, tile)
         start = time.perf_counter()
@@ -258,9 +259,6 @@ def _calibrate(
         start = time.perf_counter()
         _fill(plan, tile, raw, normalisation, voxels[0, 0])
         filled = time.perf_counter() - start
-        start = time.perf_counter()
-        engine.infer(voxels, answer)
-        infers.append((time.perf_counter() - start) / engine.batch)
         region = _window(plan, tile)
         ring = BlendRing(plan, region)
         start = time.perf_counter()
@@ -269,11 +267,11 @@ def _calibrate(
         if time.perf_counter() > end:
             break
     return Calibration(
-        tiles=len(infers),
+        tiles=len(handles),
         infer_s=statistics.median(infers),
         handle_s=statistics.median(handles),
         read_bytes_per_s=read_bytes / max(read_s, 1e-9),
-        background=background / len(infers),
+        background=background / len(handles),
     )
 
 

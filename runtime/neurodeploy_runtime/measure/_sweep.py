@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from neurodeploy_runtime._bundle import Bundle
-from neurodeploy_runtime.engines import EngineSettings, open_engine
+from neurodeploy_runtime.engines import EngineSettings, open_engine, tile_seconds
 from neurodeploy_runtime.engines._cores import usable_cores
-from neurodeploy_runtime.measure._compare import tile_seconds
 
 
 @dataclass(frozen=True)

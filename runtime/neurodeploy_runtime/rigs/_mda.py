@@ -95,7 +95,7 @@ class MdaSegmenter:
         self._overwrite = overwrite
         self._owned = engine is None
         self._engine = engine or open_engine(self.bundle, self.settings.engine)
-        self._engine_lock = threading.Lock()
+        self._turns = threading.Semaphore(self._engine.at_once)
         self._lock = threading.Condition()
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
@@ -299,7 +299,7 @@ class MdaSegmenter:
             memory = self.settings.memory_bytes or (machine_memory() or 8 * 10**9) // 2
             settings = replace(self.settings, memory_bytes=max(1, memory // lanes))
             for _ in range(lanes):
-                engine = SharedEngine(self._engine, self._engine_lock)
+                engine = SharedEngine(self._engine, self._turns)
                 live = LiveSegmenter(
                     self.bundle,
                     (shape[0], shape[1]),

@@ -13,11 +13,14 @@ from neurodeploy_runtime.engines import Engine
 
 
 class SharedEngine(Engine):
-    """Lets one stream at a time use an engine; closing it leaves the engine open."""
+    """Lets streams use an engine in turn; closing it leaves the engine open.
+
+    `turns` are as many as there are calls that the engine computes at once.
+    """
 
     name = "shared"
 
-    def __init__(self, engine: Engine, lock: threading.Lock) -> None:
+    def __init__(self, engine: Engine, turns: threading.Semaphore) -> None:
         super().__init__(
             engine.bundle,
             device=engine.device,
@@ -26,11 +29,12 @@ class SharedEngine(Engine):
         )
         self._engine = engine
         self.resident = engine.resident
-        self._lock = lock
+        self.at_once = engine.at_once
+        self._turns = turns
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """See :meth:`Engine.infer`."""
-        with self._lock:
+        with self._turns:
             self._engine.infer(batch, out)
 
     def arrays(self) -> Arrays:
@@ -39,7 +43,7 @@ class SharedEngine(Engine):
 
     def infer_resident(self, batch: Any, out: Any, arrays: Arrays) -> None:
         """See :meth:`Engine.infer_resident`."""
-        with self._lock:
+        with self._turns:
             self._engine.infer_resident(batch, out, arrays)
 
     def close(self) -> None:
