@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt
+from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt, Script
 
 from neurodeploy_runtime import (
     ArraySource,
@@ -114,6 +114,8 @@ def test_a_single_tile_that_does_not_fit_is_an_error(
         ("BFCArena::AllocateRawInternal Failed to allocate memory", GpuMemoryError),
         ("CUDA failure 2: out of memory ; GPU=0", GpuMemoryError),
         ("CUDNN_STATUS_ALLOC_FAILED", GpuMemoryError),
+        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", GpuMemoryError),
+        ("Available memory of 1 is smaller than requested bytes of 2", GpuMemoryError),
         ("CUDA failure 700: an illegal memory access", EngineError),
     ],
 )
@@ -143,6 +145,22 @@ def test_what_the_driver_says_of_memory_is_understood() -> None:
     with pytest.raises(EngineError) as caught:
         device.allocate(100)
     assert not isinstance(caught.value, GpuMemoryError)
+
+
+def test_what_tensorrt_says_of_memory_is_understood() -> None:
+    """It answers with nothing, and says why in its log alone."""
+    says = "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (out of memory)"
+    shape = 4, 1, 4, 8, 8
+    trt = FakeTensorRt(VERSIONS[-1], Script(loads=False, says=says))
+    with pytest.raises(GpuMemoryError, match="out of memory") as caught:
+        TensorRtSession(trt, b"a plan", Device(0, FakeDriver()), shape, shape)
+    assert caught.value.batch == 4
+    says = "Error Code 2: OutOfMemory (Requested size was 8 bytes.)"
+    trt = FakeTensorRt(VERSIONS[-1], Script(run_ok=False, says=says))
+    session = TensorRtSession(trt, b"a plan", Device(0, FakeDriver()), shape, shape)
+    batch = np.zeros(shape, np.float32)
+    with pytest.raises(GpuMemoryError, match="OutOfMemory"):
+        session.infer(batch, batch)
 
 
 def test_going_on_with_less_memory_than_then_names_the_batch(

@@ -32,7 +32,8 @@ from neurodeploy_runtime.engines._resident import stays_resident, why_not_reside
 
 #: How the CUDA provider, CUDA itself and cuDNN say that memory is short.
 _NO_MEMORY = re.compile(
-    r"Failed to allocate memory|out of memory|ALLOC_FAILED|CUDA failure 2\b"
+    r"Failed to allocate memory|smaller than requested bytes|out of memory|"
+    r"ALLOC(ATION)?_FAILED|CUDA failure 2\b"
 )
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
