@@ -19,6 +19,7 @@ from neurodeploy_runtime import (
 from neurodeploy_runtime._errors import GpuMemoryError
 from neurodeploy_runtime.engines import _onnxruntime
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
+from neurodeploy_runtime.measure import candidates
 
 MakeBundle = Callable[..., Bundle]
 MISSING = "libcurand.so.10: cannot open shared object file"
@@ -86,6 +87,18 @@ def test_a_gpu_that_the_driver_does_not_count_is_refused(
 ) -> None:
     with pytest.raises(DeviceError, match="no NVIDIA GPU 1 was found"):
         choose_engine(make_identity_bundle(), EngineSettings(device="cuda:1"))
+
+
+def test_a_precision_that_the_bundle_has_not_is_no_candidate(
+    make_identity_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark of all engines ended at the first that could not be loaded."""
+    monkeypatch.setattr(_onnxruntime, "why_no_cuda", lambda index: None)
+    asked = EngineSettings("onnxruntime", "cuda:0")
+    found = candidates(make_identity_bundle(), asked)
+    assert [c.settings.precision for c in found] == ["fp32", "fp16"]
+    assert found[0].why_not is None
+    assert "has no model.fp16.onnx" in (found[1].why_not or "")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._bundle import Bundle
+from neurodeploy_runtime._bundle import ONNX, Bundle
 from neurodeploy_runtime._errors import (
     DeviceError,
     EngineError,
@@ -63,6 +63,11 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
     if settings.precision == "bf16":
         return "ONNX Runtime has no bf16 here: use OpenVINO on a CPU, or fp16 on a GPU"
     if settings.device.startswith("cuda"):
+        if settings.precision == "fp16" and "fp16" not in bundle.precisions:
+            return (
+                f"the bundle has no {ONNX['fp16']}: export the checkpoint again with "
+                "--precision fp16"
+            )
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
