@@ -393,6 +393,11 @@ class FakeDriver:
     def _cuDeviceTotalMem_v2(self, total: Any, device: Any) -> None:
         total._obj.value = 8 << 30
 
+    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:
+        assert self.current >= CONTEXT
+        total._obj.value = 8 << 30
+        free._obj.value = total._obj.value - sum(map(len, self.blocks.values()))
+
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
         context._obj.value = CONTEXT + device.value
 

@@ -309,3 +309,10 @@ def test_without_a_library_or_a_gpu_the_reason_says_so(
     monkeypatch.setattr(plans, "libraries", tuple)
     reason = str(_tensorrt.why_not(bundle, SETTINGS))
     assert 'pip install "neurodeploy[tensorrt]"' in reason
+
+
+def test_what_a_gpu_holds_is_its_drivers_word(driver: FakeDriver) -> None:
+    with Device(0, driver) as device:
+        before = device.used_bytes()
+        device.allocate(1000)
+        assert device.used_bytes() == before + 1000
