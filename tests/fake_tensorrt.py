@@ -227,8 +227,12 @@ class FakeTensorRt:
         assert isinstance(flag, self.BuilderFlag)
         self.script.asked.setdefault("set", []).append(flag.name)
 
-    def IBuilderConfig_create_timing_cache(self, _: Strict, old: bytes) -> Strict:
+    def IBuilderConfig_create_timing_cache(
+        self, _: Strict, old: bytes
+    ) -> Strict | None:
         self.script.asked.setdefault("caches", []).append(old)
+        if old.startswith(b"damaged"):
+            return None
         return Strict(self, "ITimingCache", content=old)
 
     def IBuilderConfig_set_timing_cache(
