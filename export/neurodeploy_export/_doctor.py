@@ -253,7 +253,7 @@ def _about_cudnn(env: Environment) -> list[Finding]:
                     "cudnn",
                     "fault",
                     f"cuDNN {text} computes wrong 3-D convolutions in TF32 "
-                    "(neurodeploy keeps TF32 off; PyTorch on a GPU may not)",
+                    "(neurodeploy keeps TF32 off in fp32; PyTorch may not)",
                     f'pip install -U "{name}>=9.16"',
                 )
             )

@@ -18,6 +18,7 @@ from neurodeploy_runtime import (
 )
 from neurodeploy_runtime._errors import GpuMemoryError
 from neurodeploy_runtime.engines import _onnxruntime
+from neurodeploy_runtime.engines._base import PrecisionName
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.measure import candidates
 
@@ -123,3 +124,28 @@ def test_a_network_that_a_gpu_does_not_take_is_not_run_on_the_cpu(
     with pytest.raises(EngineError, match=says) as caught:
         OnnxRuntimeEngine(make_identity_bundle(), EngineSettings(device="cuda:0"))
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
+def test_half_runs_on_tensor_cores_and_fp32_is_fp32(
+    make_identity_bundle: MakeBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: PrecisionName,
+    tf32: str,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def refuse(path: str, **more: Any) -> None:
+        asked.update(more)
+        raise RuntimeError("seen")
+
+    bundle = make_identity_bundle()
+    monkeypatch.setattr(Bundle, "onnx", lambda self, precision: bundle.path)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(EngineError, match="seen"):
+        OnnxRuntimeEngine(bundle, EngineSettings("onnxruntime", "cuda:1", precision))
+    ((name, options),) = asked["providers"]
+    assert name == "CUDAExecutionProvider"
+    assert (options["device_id"], options["use_tf32"]) == ("1", tf32)
+    assert asked["sess_options"].use_deterministic_compute

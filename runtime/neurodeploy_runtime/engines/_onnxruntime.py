@@ -200,13 +200,17 @@ class OnnxRuntimeEngine(Engine):
         self.resident = on_cuda and stays_resident(settings)
         if on_cuda:
             load_cuda()
+            # Sums in the order in which threads end differ from run to run.
+            options.use_deterministic_compute = True
             providers = [
                 (
                     wanted,
                     {
                         "device_id": str(self._index),
                         "cudnn_conv_algo_search": "HEURISTIC",
-                        "use_tf32": "0",
+                        # Off, it keeps convolutions of any type from tensor cores,
+                        # those of half, too; TF32 has the mantissa of half.
+                        "use_tf32": "1" if half else "0",
                         "arena_extend_strategy": "kSameAsRequested",
                     },
                 )
