@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neurodeploy_runtime import (
     ArraySource,
     Bundle,
     CancelledError,
+    DeviceError,
     EngineError,
     EngineSettings,
     Normalisation,
@@ -32,7 +34,7 @@ from neurodeploy_runtime.engines._choose import Adapter
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
-from neurodeploy_runtime.measure import sweep
+from neurodeploy_runtime.measure import _compare, sweep
 
 MakeBundle = Callable[..., Bundle]
 
@@ -288,6 +290,27 @@ def test_a_batch_that_does_not_fit_is_no_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_choose, "ADAPTERS", (adapter,))
+    monkeypatch.setattr(_compare, "ADAPTERS", (adapter,))
     settings = EngineSettings(device="cuda:0")
     trials = sweep(make_identity_bundle(), settings, batches=[1, 2, 8], turns=1)
     assert sorted(trial.settings.batch or 0 for trial in trials) == [1, 2]
+
+
+def test_a_batch_that_an_engine_was_not_made_for_is_no_figure_either(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sweep ended at the first one, and with it a benchmark that was done."""
+
+    def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
+        return "made for batches up to 2" if (settings.batch or 1) > 2 else None
+
+    narrow = replace(adapter, why_not=why_not)
+    monkeypatch.setattr(_choose, "ADAPTERS", (narrow,))
+    monkeypatch.setattr(_compare, "ADAPTERS", (narrow,))
+    settings = EngineSettings(device="cuda:0")
+    trials = sweep(make_identity_bundle(), settings, batches=[1, 2, 4], turns=1)
+    assert sorted(trial.settings.batch or 0 for trial in trials) == [1, 2]
+    with pytest.raises(DeviceError, match="made for batches up to 2"):
+        sweep(make_identity_bundle(), settings, batches=[4], turns=1)
