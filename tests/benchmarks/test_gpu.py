@@ -35,6 +35,7 @@ def test_time_is_taken_when_the_device_that_was_asked_for_is_done(
     assert set(waited) == {"cuda:1"}
 
 
+@pytest.mark.filterwarnings("ignore:.*TF32:UserWarning")  # of the older name
 def test_fp32_of_torch_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its convolutions are TF32 by default, and what all others are held to."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

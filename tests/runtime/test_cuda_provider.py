@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,3 +151,11 @@ def test_half_runs_on_tensor_cores_and_fp32_is_fp32(
     assert name == "CUDAExecutionProvider"
     assert (options["device_id"], options["use_tf32"]) == ("1", tf32)
     assert asked["sess_options"].use_deterministic_compute
+
+
+def test_the_suite_is_held_to_what_a_cpu_says(request: pytest.FixtureRequest) -> None:
+    """On a machine with a GPU `auto` would take it, and `build` run what it built."""
+    words = getattr(request.config, "workerinput", {}).get("mainargv", sys.argv)
+    if any("gpu" in word for word in words[1:]):
+        pytest.skip("tests for a GPU are asked for")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

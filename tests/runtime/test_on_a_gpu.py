@@ -38,7 +38,9 @@ from neurodeploy_runtime.engines._onnxruntime import cuda_devices
 
 gpu = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda_devices() == 0, reason="no NVIDIA GPU is here"),
+    pytest.mark.skipif(
+        cuda_devices() == 0, reason="no NVIDIA GPU is here, or not asked for"
+    ),
 ]
 
 VOLUME = np.random.default_rng(0).integers(0, 4000, (70, 90, 110), np.uint16)
