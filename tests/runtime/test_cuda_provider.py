@@ -77,6 +77,24 @@ def test_a_session_that_would_run_on_the_cpu_is_a_reason(
     assert "assigned to the default CPU EP" in (_onnxruntime.why_no_cuda(0) or "")
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ("CUDA failure 2: out of memory", None),
+        ("CUDA failure 35: an old driver", "CUDA failure 35: an old driver"),
+    ],
+)
+def test_a_gpu_that_is_full_works(
+    monkeypatch: pytest.MonkeyPatch, says: str, reason: str | None
+) -> None:
+    def refuse(model: bytes, **asked: Any) -> None:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    assert _onnxruntime.why_no_cuda(0) == reason
+
+
 def test_what_is_tried_is_a_convolution() -> None:
     session = onnxruntime.InferenceSession(
         _onnxruntime._CONVOLUTION, providers=["CPUExecutionProvider"]
