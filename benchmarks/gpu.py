@@ -20,6 +20,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ PLACES: tuple[tuple[PlaceName, str], ...] = (
 
 def why_not(device: str) -> str | None:
     """Why nothing can be measured here."""
+    for module in ("torch", "monai", "einops"):
+        if find_spec(module) is None:
+            return f"{module} is not installed: sh benchmarks/peers_env.sh"
     if device == "cpu":
         return None
     import torch

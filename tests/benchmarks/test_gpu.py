@@ -56,3 +56,11 @@ def test_an_engine_that_cannot_be_built_is_a_reason_and_no_end(
     monkeypatch.setattr(neurodeploy_export, "build_engine", refuse)
     assert gpu.build_engines(load_bundle(), "cuda:1", 4) == {"fp32": "no"}
     assert asked == [("fp32", 4, 1)]
+
+
+def test_what_it_needs_is_named_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MONAI takes `einops` at the first network: that was a traceback."""
+    monkeypatch.setattr(gpu, "find_spec", lambda name: name != "einops" or None)
+    assert (gpu.why_not("cpu") or "").startswith("einops is not installed")
