@@ -6,9 +6,11 @@
 Measures the device's matmul and copy peaks; the network of `peers.py` in torch (eager
 fp32, fp16, torch.compile fp16, through MONAI's tiling) and in our engines (ONNX Runtime
 CUDA fp32 and fp16, TensorRT where its engine can be built; tiles blended on the host
-and, where CuPy is installed, on the GPU), file to file and for a tile alone;
-agreement with torch fp32; and the roofline: FLOPs and bytes of a tile counted,
-the floor they give on this device, and measured over floor.
+and, where CuPy is installed, on the GPU), file to file and for a tile alone (with its
+way to the GPU and back where tiles are blended on the host); agreement with torch fp32;
+and the roofline: FLOPs and bytes of a tile counted, the floor they give on this device,
+and measured over floor. fp32 is fp32 everywhere: torch's convolutions in TF32, its
+default, are off.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,9 @@ from _process import answer, in_fresh_process, metered
 from _results import save, spread, stamp, table
 
 from neurodeploy_runtime import (
+    Bundle,
     EngineSettings,
+    NeurodeployError,
     Normalisation,
     Segmenter,
     SegmentSettings,
@@ -57,6 +62,9 @@ PLACES: tuple[tuple[PlaceName, str], ...] = (
 
 def why_not(device: str) -> str | None:
     """Why nothing can be measured here."""
+    for module in ("torch", "monai", "einops"):
+        if find_spec(module) is None:
+            return f"{module} is not installed: sh benchmarks/peers_env.sh"
     if device == "cpu":
         return None
     import torch
@@ -70,7 +78,15 @@ def synchronise(device: str) -> None:
     import torch
 
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
+
+
+def no_tf32() -> None:
+    """Torch rounds what fp32 convolutions read to 10 bits of mantissa by default."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def seconds_of(work: Callable[[], object], device: str, calls: int) -> list[float]:
@@ -88,6 +104,7 @@ def peaks(device: str, tiny: bool) -> dict[str, float]:
     """FLOP/s of a large product by precision, and bytes/s of a copy, read and write."""
     import torch
 
+    no_tf32()
     edge = 256 if tiny else 8192
     found = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
@@ -102,10 +119,11 @@ def peaks(device: str, tiny: bool) -> dict[str, float]:
     return found
 
 
-def counted_bytes(network: Any, tile: tuple[int, int, int]) -> int:
-    """Bytes that a tile moves at the least: every layer's input, output and weights.
+def counted_bytes(network: Any, tile: tuple[int, int, int], batch: int) -> int:
+    """Bytes that a tile moves at the least, at four bytes each.
 
-    At four bytes each, as if nothing were fused and nothing stayed in a cache.
+    The input and output of every layer that multiplies, and its share of the weights
+    of a batch. All between two such layers may be fused into them.
     """
     import torch
 
@@ -113,18 +131,65 @@ def counted_bytes(network: Any, tile: tuple[int, int, int]) -> int:
 
     def hook(module: Any, inputs: Any, output: Any) -> None:
         nonlocal total
-        if next(module.children(), None) is not None:
-            return
-        tensors = [t for t in (*inputs, output) if isinstance(t, torch.Tensor)]
-        total += 4 * sum(t.numel() for t in tensors)
-        total += 4 * sum(p.numel() for p in module.parameters())
+        total += 4 * (inputs[0].numel() + output.numel())
+        total += 4 * sum(p.numel() for p in module.parameters()) // batch
 
-    handles = [m.register_forward_hook(hook) for m in network.modules()]
+    handles = [
+        m.register_forward_hook(hook)
+        for m in network.modules()
+        if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.ndim > 1
+    ]
     with torch.inference_mode():
         network(torch.zeros(1, 1, *tile))
     for handle in handles:
         handle.remove()
     return total
+
+
+def typed_bundle(values: dict[str, Any], batch: int) -> Bundle:
+    """The network as `neurodeploy export --precision fp16` writes it.
+
+    No limits: random weights change more labels in half than a trained network's, and
+    the table says how many.
+    """
+    from _unetr import Size, unetr
+
+    from neurodeploy_export import (
+        ExportSettings,
+        ParityLimits,
+        export_bundle,
+        tiles_from_volume,
+    )
+
+    folder = Path(values["folder"])
+    anything = ParityLimits(1, 0, 1, 1)
+    spec = load_bundle(values["bundle"]).spec
+    with open_volume(values["input"]) as source:
+        tiles = tiles_from_volume(source, spec, count=2)
+    return export_bundle(
+        unetr(Size(**values["size"]), folder / "last.npz"),
+        spec,
+        tiles,
+        ExportSettings(
+            "fp16", max_batch=batch, limits_fp32=anything, limits_fp16=anything
+        ),
+        folder / "typed",
+    )
+
+
+def build_engines(bundle: Bundle, device: str, batch: int) -> dict[str, str]:
+    """TensorRT's engines into the bundle; by precision, why one is not there."""
+    from neurodeploy_export import BuildSettings, build_engine
+
+    failed = {}
+    index = int(device.partition(":")[2] or 0)
+    for precision in bundle.precisions:
+        asked = BuildSettings(precision=precision, max_batch=batch, gpu=index)
+        try:
+            build_engine(bundle.path, asked)
+        except NeurodeployError as error:
+            failed[precision] = str(error)
+    return failed
 
 
 def job(values: dict[str, Any]) -> None:
@@ -137,6 +202,7 @@ def eager(values: dict[str, Any]) -> None:
     from _unetr import Size, unetr
     from monai.inferers import sliding_window_inference
 
+    no_tf32()
     device, half = values["device"], values["precision"] == "fp16"
     network = unetr(Size(**values["size"]), Path(values["folder"]) / "last.npz")
     network = network.to(device)
@@ -171,8 +237,8 @@ def eager(values: dict[str, Any]) -> None:
 
     whole()
     _, figures = metered(whole)
-    device_bytes = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-    answer({**figures, "error": None, "tile_s": alone, "device_bytes": device_bytes})
+    held = 0 if device == "cpu" else torch.cuda.max_memory_allocated(device)
+    answer({**figures, "error": None, "tile_s": alone, "device_bytes": held})
 
 
 def ours(values: dict[str, Any]) -> None:
@@ -236,21 +302,29 @@ def _measure(
     options.threads = options.batch
     options.default = Path("no-default")
     values = prepare(folder, options)
-    values |= {"device": options.device, "batch": options.batch}
-    bundle = load_bundle(values["bundle"])
+    bundle = typed_bundle(values, options.batch)
+    on_gpu = options.device != "cpu"
+    unbuilt = build_engines(bundle, options.device, options.batch) if on_gpu else {}
+    values |= {
+        "device": options.device,
+        "batch": options.batch,
+        "bundle": str(bundle.path),
+    }
     variants: dict[str, dict[str, Any]] = {
         name: {"kind": "torch", "precision": precision, "compiled": compiled}
         for name, precision, compiled in EAGER
     }
     skipped = {}
-    for place, suffix in PLACES if options.device != "cpu" else PLACES[:1]:
+    for place, suffix in PLACES if on_gpu else PLACES[:1]:
         asked = EngineSettings(
             device=options.device, batch=options.batch, blend_on=place
         )
         for candidate in candidates(bundle, asked):
             name = candidate.name + suffix
             if candidate.why_not is not None:
-                skipped[name] = candidate.why_not
+                built = candidate.settings.engine != "tensorrt"
+                reason = unbuilt.get(candidate.settings.precision)
+                skipped[name] = (not built and reason) or candidate.why_not
                 continue
             variants[name] = {"kind": "ours", "engine": vars(candidate.settings)}
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -269,7 +343,10 @@ def _measure(
     device = peaks(options.device, options.tiny)
     size = Size(**values["size"])
     network = unetr(size, folder / "last.npz")
-    flop, moved = values["flop_per_tile"], counted_bytes(network, (size.tile,) * 3)
+    flop, moved = (
+        values["flop_per_tile"],
+        counted_bytes(network, (size.tile,) * 3, options.batch),
+    )
     floor = {
         "flop_per_tile": flop,
         "bytes_per_tile": moved,

@@ -20,6 +20,14 @@ from bundles import identity_spec, write_identity_bundle
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The suite is held to what CPUs say, on a machine with a GPU, too: there `auto` would
+# take it, and an engine that was built would be run. Who names the tests for a GPU
+# (`pytest tests/runtime/test_on_a_gpu.py`, `-m gpu`) means it. Processes that test side
+# by side inherit this.
+_asked_for_a_gpu = any("gpu" in word for word in sys.argv[1:])
+if "PYTEST_XDIST_WORKER" not in os.environ and not _asked_for_a_gpu:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # A shell ignores Ctrl-C for what it starts in the background, and children inherit
 # that: tests that press it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

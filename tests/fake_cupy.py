@@ -93,11 +93,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class CUDARuntimeError(RuntimeError):
-    """As CuPy's: a RuntimeError."""
-
-
-class CUDADriverError(RuntimeError):
-    """As CuPy's: a RuntimeError."""
+    """As CuPy's: a RuntimeError, as is that of the driver."""
 
 
 class CompileException(Exception):
@@ -157,7 +153,6 @@ class FakeCupy:
             using_allocator=lambda pool: _Current(module, "pools_in_use"),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
-            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             compiler=SimpleNamespace(CompileException=CompileException),
             Device=Device,
             Stream=Stream,

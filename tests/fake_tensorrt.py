@@ -227,8 +227,12 @@ class FakeTensorRt:
         assert isinstance(flag, self.BuilderFlag)
         self.script.asked.setdefault("set", []).append(flag.name)
 
-    def IBuilderConfig_create_timing_cache(self, _: Strict, old: bytes) -> Strict:
+    def IBuilderConfig_create_timing_cache(
+        self, _: Strict, old: bytes
+    ) -> Strict | None:
         self.script.asked.setdefault("caches", []).append(old)
+        if old.startswith(b"damaged"):
+            return None
         return Strict(self, "ITimingCache", content=old)
 
     def IBuilderConfig_set_timing_cache(
@@ -392,6 +396,11 @@ class FakeDriver:
 
     def _cuDeviceTotalMem_v2(self, total: Any, device: Any) -> None:
         total._obj.value = 8 << 30
+
+    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> None:
+        assert self.current >= CONTEXT
+        total._obj.value = 8 << 30
+        free._obj.value = total._obj.value - sum(map(len, self.blocks.values()))
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
         context._obj.value = CONTEXT + device.value

@@ -155,6 +155,10 @@ def build_into(
             "found: build on the machine with the GPU (`neurodeploy doctor` says what "
             "it sees), or use --library tensorrt_rtx, which builds without one"
         )
+    if gpu is not None and library == "tensorrt_rtx":
+        reason = plans.why_no_rtx(gpu)
+        if reason is not None:
+            raise TensorRtMissingError(reason)
     precision = _precision(folder, settings)
     version = str(plans.import_library(library).__version__)
     identity = plans.PlanIdentity(
@@ -253,7 +257,7 @@ def _precision(folder: Path, settings: BuildSettings) -> Precision:
 def _target(library: plans.Library, gpu: Gpu | None) -> dict[str, str]:
     # RTX compiles for the GPU at hand when the engine is first run.
     if library == "tensorrt_rtx" or gpu is None:
-        return {"gpu": plans.PORTABLE, "compute_capability": "8.0+"}
+        return {"gpu": plans.PORTABLE, "compute_capability": "any"}
     return {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from neurodeploy_runtime._errors import NeurodeployError, said_by
-from neurodeploy_runtime.engines import _cuda_driver
+from neurodeploy_runtime.engines import _cuda_driver, _onnxruntime
 from neurodeploy_runtime.engines._cuda_driver import Gpu
 from neurodeploy_runtime.engines._onnxruntime import DISTRIBUTIONS
 
@@ -49,8 +49,8 @@ State = Literal["good", "note", "fault"]
 class Environment:
     """Facts about this machine, as plain values; see :func:`look`.
 
-    `providers` are what the installed ONNX Runtime was compiled with;
-    `cuda_session` is the provider that a session asked for CUDA really got.
+    `providers` are what the installed ONNX Runtime was compiled with; `no_cuda` is why
+    that of CUDA runs nothing on the first GPU.
     """
 
     python: str
@@ -60,7 +60,7 @@ class Environment:
     cuda: str | None = None
     gpus: tuple[Gpu, ...] = ()
     providers: tuple[str, ...] = ()
-    cuda_session: str | None = None
+    no_cuda: str | None = None
     import_errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,13 +90,13 @@ def look() -> Environment:
         if error:
             errors[name] = error
     providers: tuple[str, ...] = ()
-    session = None
+    no_cuda = None
     if any(name in packages for name in DISTRIBUTIONS) and "onnxruntime" not in errors:
         import onnxruntime
 
         providers = tuple(onnxruntime.get_available_providers())
         if gpus and "CUDAExecutionProvider" in providers:
-            session = _cuda_session()
+            no_cuda = _onnxruntime.why_no_cuda(0)
     return Environment(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
@@ -105,7 +105,7 @@ def look() -> Environment:
         cuda=_cuda_driver.cuda_version(driver) if driver is not None else None,
         gpus=gpus,
         providers=providers,
-        cuda_session=session,
+        no_cuda=no_cuda,
         import_errors=errors,
     )
 
@@ -228,13 +228,12 @@ def _about_onnxruntime(env: Environment) -> list[Finding]:
                 f"pip uninstall -y {name} && pip install onnxruntime-gpu",
             )
         )
-    elif env.cuda_session != "CUDAExecutionProvider":
+    elif env.no_cuda is not None:
         found.append(
             Finding(
                 "onnxruntime",
                 "fault",
-                "its CUDA provider does not load: the CUDA or cuDNN libraries it was "
-                "built for are not found, and it would run on the CPU in silence",
+                f"its CUDA provider does not work: {env.no_cuda}",
                 'pip install "neurodeploy[cuda]"',
             )
         )
@@ -254,7 +253,7 @@ def _about_cudnn(env: Environment) -> list[Finding]:
                     "cudnn",
                     "fault",
                     f"cuDNN {text} computes wrong 3-D convolutions in TF32 "
-                    "(neurodeploy keeps TF32 off; PyTorch on a GPU may not)",
+                    "(neurodeploy keeps TF32 off in fp32; PyTorch may not)",
                     f'pip install -U "{name}>=9.16"',
                 )
             )
@@ -379,27 +378,3 @@ def _driver_release() -> str | None:
         return None
     found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b", file.read_text(errors="replace"))
     return found[1] if found else None
-
-
-def _cuda_session() -> str | None:
-    """The provider of a one-node session that was asked for CUDA."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            _IDENTITY, sess_options=options, providers=["CUDAExecutionProvider"]
-        )
-    except Exception:
-        return None
-    return str(session.get_providers()[0])
-
-
-#: An ONNX graph of one Identity node, opset 20: no onnx is needed to write it.
-_IDENTITY = (
-    b'\x08\n:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01g'
-    b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
-    b"B\x04\n\x00\x10\x14"
-)

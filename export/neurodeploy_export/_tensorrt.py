@@ -32,6 +32,8 @@ _COMPUTE_LAYERS = (
     "MATRIX_MULTIPLY",
     "ATTENTION_INPUT",
 )
+#: In the name of a region that TensorRT compiles as one layer, and of its reformats.
+_FUSED = "ForeignNode["
 #: Below this share of an engine's layers in half, it is an FP32 engine by another name.
 MIN_ENGINE_SHARE = 0.2
 #: The same for the parsed network's arithmetic.
@@ -232,7 +234,8 @@ def _configure(
         file = Path(request.timing_cache)
         old = file.read_bytes() if file.is_file() else b""
         cache = config.create_timing_cache(old)
-        if not config.set_timing_cache(cache, False):
+        # None where the file is damaged; refused where another GPU's.
+        if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
     monitor = _make_monitor(trt, report, cancelled)
     config.progress_monitor = monitor
@@ -303,8 +306,10 @@ def _engine_half_share(
 def half_share_of(information: str) -> float | None:
     """The share of layers with an FP16 output, from the inspector's JSON.
 
-    Layers whose outputs are integers or booleans do not count. None where the JSON
-    says nothing of types: its keys differ between versions.
+    Layers whose outputs are integers or booleans do not count, nor do regions that
+    TensorRT compiles as one layer, of whatever is inside (TensorRT #4157: a whole
+    network), whose output may be the network's own in FP32. None where the JSON says
+    nothing of types: its keys differ between versions.
     """
     try:
         layers = json.loads(information)["Layers"]
@@ -312,7 +317,7 @@ def half_share_of(information: str) -> float | None:
         return None
     half = wide = 0
     for layer in layers:
-        if not isinstance(layer, dict):
+        if not isinstance(layer, dict) or _FUSED in str(layer.get("Name")):
             continue
         text = json.dumps(layer.get("Outputs", [])).lower()
         if "half" in text or "fp16" in text or "float16" in text:

@@ -79,9 +79,10 @@ def open_model(path: Path | None, engine: EngineSettings) -> Iterator[Model]:
     require_device(engine.device)
     import torch
 
-    if engine.device.startswith("cuda") and not torch.cuda.is_available():
+    index = int(engine.device.partition(":")[2] or 0)
+    if engine.device.startswith("cuda") and index >= torch.cuda.device_count():
         raise DeviceError(
-            f"device {engine.device} is not possible here: PyTorch sees no GPU"
+            f"device {engine.device} is not possible here: PyTorch sees no GPU {index}"
         )
     network, checkpoint = load_checkpoint(path)
     if engine.device.startswith("cuda"):

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from neurodeploy.training._settings import TrainSettings
 from neurodeploy.training._validate import Score, validate
 from neurodeploy.transfer import config_for, config_like, load_donor, transfer
 from neurodeploy_runtime._atomic import write_atomically
-from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._errors import OutputError, said_by
 
 OnRow = Callable[[Row], None]
 
@@ -60,6 +61,19 @@ class TrainResult:
     first_rank: bool = True
 
 
+@contextmanager
+def _named_memory() -> Iterator[None]:
+    """A GPU whose memory is full, as an error of ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU has no memory left ({said_by(error)}): train with a smaller "
+            "batch or tile"
+        ) from error
+
+
+@_named_memory()
 def train(
     settings: TrainSettings,
     volumes: Sequence[AnnotatedVolume],
@@ -80,8 +94,8 @@ def train(
     CheckpointError
         Where what is to be resumed is of other settings or other volumes.
     TrainingError
-        Where a loss or a gradient stops being finite; the checkpoints written before
-        stay.
+        Where a loss or a gradient stops being finite, or a GPU has no memory left;
+        the checkpoints written before stay.
     """
     if settings.loss.skeleton_recall:
         volumes = [
@@ -383,6 +397,11 @@ def _device(settings: TrainSettings) -> torch.device:
         raise ConfigError(
             f"device {settings.device!r} was asked for, and PyTorch sees no GPU here: "
             "use cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {settings.device!r} was asked for, and PyTorch sees "
+            f"{torch.cuda.device_count()} here: they are counted from cuda:0"
         )
     return device
 

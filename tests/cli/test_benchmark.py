@@ -36,6 +36,7 @@ from neurodeploy_runtime.measure import (
     Measured,
     Peaks,
     Trial,
+    _compare,
     _peaks,
     agreement,
     candidates,
@@ -260,6 +261,29 @@ def test_a_share_above_the_peak_is_told_as_a_peak_that_was_underestimated(
     assert "159" not in text
     assert "peak was underestimated" in " ".join(text.split())
     assert "underestimated" in bottleneck({"infer": 1.0}, 0.9, 1.59)
+
+
+def test_what_a_gpu_holds_is_asked_while_the_engine_has_it(
+    make_identity_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: happened.append("closed"))
+    monkeypatch.setattr(_compare, "_gpu_bytes", lambda device: happened.append("asked"))
+    path = tmp_path / "in.tif"
+    tifffile.imwrite(path, np.arange(8 * 16 * 16, dtype=np.uint16).reshape(8, 16, 16))
+    measure_one(
+        {
+            "bundle": str(make_identity_bundle(tile=(8, 16, 16)).path),
+            "input": str(path),
+            "reading": {},
+            "engine": {"engine": "onnxruntime", "device": "cpu"},
+            "roi": None,
+            "output": str(tmp_path / "out.tif"),
+        }
+    )
+    assert happened == ["asked", "closed"]
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "a stage of tomorrow"])

@@ -35,7 +35,6 @@ GOOD = Environment(
         "CUDAExecutionProvider",
         "CPUExecutionProvider",
     ),
-    cuda_session="CUDAExecutionProvider",
 )
 
 
@@ -51,7 +50,7 @@ def test_a_good_machine_has_no_fault() -> None:
 
 
 def test_a_machine_without_a_gpu_is_no_fault() -> None:
-    env = replace(GOOD, driver=None, cuda=None, gpus=(), cuda_session=None)
+    env = replace(GOOD, driver=None, cuda=None, gpus=())
     assert not faults(env)
     driver = next(f for f in diagnose(env) if f.topic == "driver")
     assert driver.state == "note"
@@ -94,9 +93,9 @@ def packages(**changes: str | None) -> dict[str, str]:
             "pip install onnxruntime-gpu",
         ),
         (
-            {"cuda_session": "CPUExecutionProvider"},
+            {"no_cuda": "Failed to load libcurand.so.10"},
             "onnxruntime",
-            "would run on the CPU in silence",
+            "CUDA provider does not work: Failed to load libcurand.so.10",
             'pip install "neurodeploy[cuda]"',
         ),
         (

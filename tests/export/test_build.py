@@ -244,6 +244,11 @@ def test_what_is_missing_is_named_with_its_cure(
     monkeypatch.setattr(building, "gpus", list)
     with pytest.raises(TensorRtMissingError, match="--library tensorrt_rtx"):
         build_into(folder, spec, BuildSettings(), silent)
+    monkeypatch.setattr(plans, "libraries", lambda: ("tensorrt_rtx",))
+    hopper = Gpu(0, "NVIDIA H200", "9.0", 141 << 30)
+    monkeypatch.setattr(building, "gpus", lambda: [hopper])
+    with pytest.raises(TensorRtMissingError, match=r"H200 has 9\.0.*\[tensorrt\]"):
+        build_into(folder, spec, BuildSettings(), silent)
     monkeypatch.setattr(plans, "libraries", tuple)
     with pytest.raises(TensorRtMissingError, match="pip install tensorrt-rtx"):
         build_into(folder, spec, RTX, silent)

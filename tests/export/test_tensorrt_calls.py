@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,10 @@ def test_the_timing_cache_is_kept_and_one_that_does_not_fit_is_dropped(
     trt.script.accepts_old_cache = False
     build(trt, asked)
     assert trt.script.asked["caches"][-1] == b""
+    assert Path(asked.timing_cache).read_bytes() == b"+new"
+    trt.script.accepts_old_cache = True
+    Path(asked.timing_cache).write_bytes(b"damaged")
+    build(trt, asked)
     assert Path(asked.timing_cache).read_bytes() == b"+new"
 
 
@@ -254,3 +259,12 @@ def test_the_inspectors_json_of_both_versions_is_read() -> None:
     assert half_share_of(HALF_LAYERS) == half_share_of(eleven) == 0.5
     assert half_share_of("not json") is None
     assert half_share_of('{"Layers": [{"Outputs": [{"DataType": "Int64"}]}]}') is None
+
+
+def test_a_region_compiled_as_one_says_nothing_of_what_is_inside() -> None:
+    """Its output is the network's, in FP32 by default: it passed for an FP32 engine."""
+    one = {"Name": "{ForeignNode[patches/Cast...Sigmoid]}", "LayerType": "Myelin"}
+    one |= {"Outputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    conv = {"Name": "conv", "Outputs": [{"Format/Datatype": "Row major linear FP16"}]}
+    assert half_share_of(json.dumps({"Layers": [one]})) is None
+    assert half_share_of(json.dumps({"Layers": [one, conv]})) == 1

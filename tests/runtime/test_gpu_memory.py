@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt
+from fake_tensorrt import VERSIONS, FakeDriver, FakeTensorRt, Script
 
 from neurodeploy_runtime import (
     ArraySource,
     Bundle,
     CancelledError,
+    DeviceError,
     EngineError,
     EngineSettings,
     Normalisation,
@@ -32,7 +34,7 @@ from neurodeploy_runtime.engines._choose import Adapter
 from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.engines._onnxruntime import OnnxRuntimeEngine
 from neurodeploy_runtime.engines._tensorrt_session import TensorRtSession
-from neurodeploy_runtime.measure import sweep
+from neurodeploy_runtime.measure import _compare, sweep
 
 MakeBundle = Callable[..., Bundle]
 
@@ -114,6 +116,8 @@ def test_a_single_tile_that_does_not_fit_is_an_error(
         ("BFCArena::AllocateRawInternal Failed to allocate memory", GpuMemoryError),
         ("CUDA failure 2: out of memory ; GPU=0", GpuMemoryError),
         ("CUDNN_STATUS_ALLOC_FAILED", GpuMemoryError),
+        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", GpuMemoryError),
+        ("Available memory of 1 is smaller than requested bytes of 2", GpuMemoryError),
         ("CUDA failure 700: an illegal memory access", EngineError),
     ],
 )
@@ -143,6 +147,22 @@ def test_what_the_driver_says_of_memory_is_understood() -> None:
     with pytest.raises(EngineError) as caught:
         device.allocate(100)
     assert not isinstance(caught.value, GpuMemoryError)
+
+
+def test_what_tensorrt_says_of_memory_is_understood() -> None:
+    """It answers with nothing, and says why in its log alone."""
+    says = "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (out of memory)"
+    shape = 4, 1, 4, 8, 8
+    trt = FakeTensorRt(VERSIONS[-1], Script(loads=False, says=says))
+    with pytest.raises(GpuMemoryError, match="out of memory") as caught:
+        TensorRtSession(trt, b"a plan", Device(0, FakeDriver()), shape, shape)
+    assert caught.value.batch == 4
+    says = "Error Code 2: OutOfMemory (Requested size was 8 bytes.)"
+    trt = FakeTensorRt(VERSIONS[-1], Script(run_ok=False, says=says))
+    session = TensorRtSession(trt, b"a plan", Device(0, FakeDriver()), shape, shape)
+    batch = np.zeros(shape, np.float32)
+    with pytest.raises(GpuMemoryError, match="OutOfMemory"):
+        session.infer(batch, batch)
 
 
 def test_going_on_with_less_memory_than_then_names_the_batch(
@@ -270,6 +290,27 @@ def test_a_batch_that_does_not_fit_is_no_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_choose, "ADAPTERS", (adapter,))
+    monkeypatch.setattr(_compare, "ADAPTERS", (adapter,))
     settings = EngineSettings(device="cuda:0")
     trials = sweep(make_identity_bundle(), settings, batches=[1, 2, 8], turns=1)
     assert sorted(trial.settings.batch or 0 for trial in trials) == [1, 2]
+
+
+def test_a_batch_that_an_engine_was_not_made_for_is_no_figure_either(
+    make_identity_bundle: MakeBundle,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sweep ended at the first one, and with it a benchmark that was done."""
+
+    def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
+        return "made for batches up to 2" if (settings.batch or 1) > 2 else None
+
+    narrow = replace(adapter, why_not=why_not)
+    monkeypatch.setattr(_choose, "ADAPTERS", (narrow,))
+    monkeypatch.setattr(_compare, "ADAPTERS", (narrow,))
+    settings = EngineSettings(device="cuda:0")
+    trials = sweep(make_identity_bundle(), settings, batches=[1, 2, 4], turns=1)
+    assert sorted(trial.settings.batch or 0 for trial in trials) == [1, 2]
+    with pytest.raises(DeviceError, match="made for batches up to 2"):
+        sweep(make_identity_bundle(), settings, batches=[4], turns=1)

@@ -224,7 +224,9 @@ def test_compatibility_options_widen_what_fits(bundle: Bundle) -> None:
     assert not fits(same, newer, hardware_compatibility="same_compute_capability")
     assert fits(same, newer, hardware_compatibility="ampere_plus")
     assert not fits(same, older, hardware_compatibility="ampere_plus")
-    assert fits(same, newer, gpu=plans.PORTABLE)
+    assert fits(same, GPU, gpu=plans.PORTABLE)
+    # TensorRT-RTX is for graphics: an H200 is newer than what it knows, and not in it.
+    assert not fits(same, newer, gpu=plans.PORTABLE)
 
 
 def test_an_engine_truncated_by_one_byte_is_not_loaded(
@@ -309,3 +311,10 @@ def test_without_a_library_or_a_gpu_the_reason_says_so(
     monkeypatch.setattr(plans, "libraries", tuple)
     reason = str(_tensorrt.why_not(bundle, SETTINGS))
     assert 'pip install "neurodeploy[tensorrt]"' in reason
+
+
+def test_what_a_gpu_holds_is_its_drivers_word(driver: FakeDriver) -> None:
+    with Device(0, driver) as device:
+        before = device.used_bytes()
+        device.allocate(1000)
+        assert device.used_bytes() == before + 1000

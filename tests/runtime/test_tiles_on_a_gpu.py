@@ -224,6 +224,19 @@ def old_driver(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     _cuda._kernels.cache_clear()
 
 
+def no_compiler(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy without its `ctk`: its own loader's error, a RuntimeError, at a call."""
+
+    def refuse(*parts: Any) -> None:
+        raise RuntimeError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12"')
+
+    monkeypatch.setattr(fake, "_compiled", refuse)
+
+
+def blind_to_nan(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaArrays, "finite", lambda self, array: True)
+
+
 def no_memory(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.room = 1
 
@@ -237,6 +250,8 @@ def no_memory(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (not_to_import, r"CuPy does not work here: .*libnvrtc.*--blend-on host"),
         (old_driver, r"CuPy does not work here: cuda:0 failed .*insufficient"),
+        (no_compiler, r"CuPy does not work here: .*libnvrtc.*--blend-on host"),
+        (blind_to_nan, r"cuda:0 does not give the bits .*--blend-on host"),
         (no_memory, "cuda:0 has no memory left for tiles"),
     ],
 )

@@ -149,6 +149,22 @@ def test_a_network_learns_a_bright_bar(tiny_settings, volumes):
     assert str(result.out) not in json.dumps(spec.to_json())
 
 
+def test_a_gpu_that_is_full_or_absent_is_a_sentence(
+    tiny_settings, volumes, monkeypatch
+):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loop, "segmentation_loss", full)
+    with pytest.raises(TrainingError, match=r"no memory left .*2.00 GiB.*smaller"):
+        train(tiny_settings, volumes[:2], volumes[2:])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = dataclasses.replace(tiny_settings, device="cuda:1", out="elsewhere")
+    with pytest.raises(ConfigError, match=r"'cuda:1' was asked for, and .* sees 1"):
+        train(asked, volumes[:2], volumes[2:])
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
     tiny_settings, volumes, monkeypatch
 ):

@@ -87,11 +87,8 @@ class CudaArrays(Arrays):
             ) from error
         self.xp = self._cupy
         cuda = self._cupy.cuda
-        self._failures = (
-            cuda.runtime.CUDARuntimeError,
-            cuda.driver.CUDADriverError,
-            cuda.compiler.CompileException,
-        )
+        # What CUDA, its driver and a library or header that is not found raise.
+        self._failures = RuntimeError, cuda.compiler.CompileException
         self._device = cuda.Device(index)
         self._pool = cuda.MemoryPool()
         #: By the thread's name: threads of a later stream take those of the earlier.

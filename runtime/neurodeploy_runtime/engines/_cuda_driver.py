@@ -161,6 +161,18 @@ class Device:
         self._device_memory.append(address)
         return address.value
 
+    def used_bytes(self) -> int:
+        """What of the GPU's memory is not free, whoever has it."""
+        self.make_current()
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call(
+            "say what memory is free",
+            "cuMemGetInfo_v2",
+            ctypes.byref(free),
+            ctypes.byref(total),
+        )
+        return total.value - free.value
+
     def pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array in page-locked memory, valid until :meth:`close`."""
         nbytes = int(np.prod(shape)) * dtype.itemsize

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -12,8 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neurodeploy_runtime._bundle import Bundle
-from neurodeploy_runtime._errors import DeviceError, EngineError, GpuMemoryError
+from neurodeploy_runtime._bundle import ONNX, Bundle
+from neurodeploy_runtime._errors import (
+    DeviceError,
+    EngineError,
+    GpuMemoryError,
+    said_by,
+)
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.arrays._cuda import CudaArrays
@@ -25,7 +32,8 @@ from neurodeploy_runtime.engines._resident import stays_resident, why_not_reside
 
 #: How the CUDA provider, CUDA itself and cuDNN say that memory is short.
 _NO_MEMORY = re.compile(
-    r"Failed to allocate memory|out of memory|ALLOC_FAILED|CUDA failure 2\b"
+    r"Failed to allocate memory|smaller than requested bytes|out of memory|"
+    r"ALLOC(ATION)?_FAILED|CUDA failure 2\b"
 )
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
@@ -55,12 +63,26 @@ def why_not(bundle: Bundle, settings: EngineSettings) -> str | None:
     if settings.precision == "bf16":
         return "ONNX Runtime has no bf16 here: use OpenVINO on a CPU, or fp16 on a GPU"
     if settings.device.startswith("cuda"):
+        if settings.precision == "fp16" and "fp16" not in bundle.precisions:
+            return (
+                f"the bundle has no {ONNX['fp16']}: export the checkpoint again with "
+                "--precision fp16"
+            )
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             return "this onnxruntime has no CUDA provider: pip install onnxruntime-gpu"
-        if not cuda_devices():
+        count = cuda_devices()
+        if not count:
             return "no NVIDIA driver or GPU was found (libcuda counts no device)"
+        index = int(settings.device.partition(":")[2] or 0)
+        if index >= count:
+            return f"no NVIDIA GPU {index} was found, the driver counts {count}"
+        if reason := why_no_cuda(index):
+            return (
+                f"its CUDA provider does not work ({reason}): pip install "
+                '"neurodeploy[cuda]", and see what `neurodeploy doctor` says'
+            )
     elif settings.precision == "fp16":
         return "fp16 on a CPU is fp32 with casts between: use a GPU, or fp32"
     return why_not_resident(settings)
@@ -79,6 +101,66 @@ def cuda_devices() -> int:
         if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
             return count.value
     return 0
+
+
+@cache
+def load_cuda() -> str | None:
+    """Load the CUDA and cuDNN libraries that pip installed; why they do not load.
+
+    The provider names them without a folder, and the loader looks in none of pip's.
+    """
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return None  # before 1.21: they are where the loader looks, or nowhere
+    said = io.StringIO()
+    with redirect_stdout(said):
+        onnxruntime.preload_dlls()
+    lines = said.getvalue().splitlines()
+    # It goes on to the loader's own folders, and adds a line where that failed, too.
+    if not any(line.startswith("Please follow") for line in lines):
+        return None
+    return next(line for line in lines if line.startswith("Failed to load"))
+
+
+@cache
+def why_no_cuda(index: int) -> str | None:
+    """Why ONNX Runtime runs nothing on a GPU; None where it ran a convolution there.
+
+    Its provider counts as available wherever it was compiled in. Whether the libraries
+    of CUDA are found a session tells, and of cuDNN a convolution.
+    """
+    import onnxruntime
+
+    if reason := load_cuda():
+        return reason
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            _CONVOLUTION,
+            sess_options=options,
+            providers=[("CUDAExecutionProvider", {"device_id": str(index)})],
+            enable_fallback=0,
+        )
+        session.run(None, {"x": np.ones((1, 1, 1, 1, 1), np.float32)})
+    except Exception as error:
+        # One that is full works: what has no room there is the engine's to say.
+        return None if _NO_MEMORY.search(str(error)) else said_by(error)
+    return None
+
+
+#: An ONNX graph of one 3-D convolution, opset 20: no onnx is needed to write it.
+_CONVOLUTION = (
+    b'\x08\x08:m\n\x0f\n\x01x\n\x01w\x12\x01y"\x04Conv\x12\x01g'
+    b"*\x15\x08\x01\x08\x01\x08\x01\x08\x01\x08\x01\x10\x01B\x01wJ\x04\x00\x00\x80?"
+    b"Z\x1f\n\x01x\x12\x1a\n\x18\x08\x01\x12\x14"
+    b"\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01"
+    b"b\x1f\n\x01y\x12\x1a\n\x18\x08\x01\x12\x14"
+    b"\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01"
+    b"B\x04\n\x00\x10\x14"
+)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -118,24 +200,34 @@ class OnnxRuntimeEngine(Engine):
         self._index = int(settings.device.partition(":")[2] or 0) if on_cuda else 0
         self.resident = on_cuda and stays_resident(settings)
         if on_cuda:
+            load_cuda()
+            # Sums in the order in which threads end differ from run to run.
+            options.use_deterministic_compute = True
             providers = [
                 (
                     wanted,
                     {
                         "device_id": str(self._index),
                         "cudnn_conv_algo_search": "HEURISTIC",
-                        "use_tf32": "0",
+                        # Off, it keeps convolutions of any type from tensor cores,
+                        # those of half, too; TF32 has the mantissa of half.
+                        "use_tf32": "1" if half else "0",
                         "arena_extend_strategy": "kSameAsRequested",
                     },
                 )
             ]
         path = bundle.onnx("fp16" if half else "fp32")
         try:
+            # What fails on a GPU would be done again on the CPU, with other bits.
             self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=providers
+                str(path), sess_options=options, providers=providers, enable_fallback=0
             )
         except Exception as error:
-            raise EngineError(f"ONNX Runtime cannot load {path}: {error}") from error
+            text = f"ONNX Runtime cannot load {path}: {error}"
+            if on_cuda and _NO_MEMORY.search(text):
+                # Weights take the same for any batch.
+                raise GpuMemoryError(text, batch=0) from error
+            raise EngineError(text) from error
         # It falls back to the CPU with a log line only: what was asked for must run.
         got = self._session.get_providers()[0]
         if got != wanted:
@@ -144,8 +236,6 @@ class OnnxRuntimeEngine(Engine):
                 "cuDNN libraries of this onnxruntime-gpu were not found; run "
                 "`neurodeploy doctor`, or pass --device cpu"
             )
-        # What fails on a GPU would be run again on the CPU, with other bits.
-        self._session.disable_fallback()
         self._half_io = self._session.get_inputs()[0].type == "tensor(float16)"
 
     def infer(self, batch: NDArray[np.float32], out: NDArray[np.float32]) -> None:

@@ -107,5 +107,7 @@ def _agrees(arrays: Arrays) -> bool:
         place.quantise("mask", 0.1, total[0], levels[0])
         place.quantise("probability", 0.0, total[1], levels[1])
         spread = np.stack([place.spread(total[z], squares[z]) for z in range(3)])
-        found.append((place.fetch(tile), place.fetch(total), levels, spread))
+        no_number = place.keep(np.array([0, np.nan, 1], np.float32))
+        finite = np.array([place.finite(total), place.finite(no_number)])
+        found.append((place.fetch(tile), place.fetch(total), levels, spread, finite))
     return all(np.array_equal(a, b) for a, b in zip(*found, strict=True))

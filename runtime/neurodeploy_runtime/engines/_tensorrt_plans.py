@@ -22,8 +22,11 @@ from neurodeploy_runtime._bundle import ONNX, sha256
 from neurodeploy_runtime._errors import BundleError, NeurodeployError
 from neurodeploy_runtime.engines._cuda_driver import Gpu
 
-#: The GPU of an engine that TensorRT-RTX made for no one GPU.
-PORTABLE = "any (compute capability 8.0 or newer)"
+#: What TensorRT-RTX makes engines for: GPUs for graphics, and none of 9.0 or 10.0
+#: (its ComputeCapability, and its support matrix).
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+#: The GPU of an engine that it made for no one GPU.
+PORTABLE = f"any of compute capability {', '.join(RTX_CAPABILITIES)}"
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -150,8 +153,10 @@ def why_unfit(
 
 
 def _why_other_gpu(identity: PlanIdentity, gpu: Gpu) -> str | None:
+    if identity.gpu == PORTABLE:
+        return why_no_rtx(gpu)
     have = tuple(int(n) for n in gpu.compute_capability.split("."))
-    if identity.gpu == PORTABLE or identity.hardware_compatibility == "ampere_plus":
+    if identity.hardware_compatibility == "ampere_plus":
         return None if have >= (8, 0) else f"{gpu.name} is older than Ampere"
     if identity.compute_capability != gpu.compute_capability:
         return (
@@ -162,6 +167,17 @@ def _why_other_gpu(identity: PlanIdentity, gpu: Gpu) -> str | None:
     if identity.gpu != gpu.name and not same_kind:
         return f"it was built for {identity.gpu}, here is {gpu.name}"
     return None
+
+
+def why_no_rtx(gpu: Gpu) -> str | None:
+    """Why TensorRT-RTX runs nothing on a GPU; None where it does."""
+    if gpu.compute_capability in RTX_CAPABILITIES:
+        return None
+    return (
+        "tensorrt_rtx runs on GPUs of compute capability "
+        f"{', '.join(RTX_CAPABILITIES)}, and {gpu.name} has {gpu.compute_capability}: "
+        'pip install "neurodeploy[tensorrt]"'
+    )
 
 
 def write_plan(

@@ -5,6 +5,7 @@ The calls have the same names and arities in `tensorrt` 10.13 to 11 and `tensorr
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import cache
 from typing import Any
@@ -16,6 +17,9 @@ from neurodeploy_runtime._errors import EngineError, GpuMemoryError
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.engines._cuda_driver import Device
+
+#: How CUDA and TensorRT's own checks say that memory is short.
+_NO_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 
 
 @cache
@@ -81,8 +85,14 @@ class TensorRtSession:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            said = self._log.said()
+            if _NO_MEMORY.search(said):
+                raise GpuMemoryError(
+                    f"no memory for the engine's weights on {device.gpu.name} ({said})",
+                    input_shape[0],
+                )
             raise EngineError(
-                f"TensorRT refuses the engine ({self._log.said()}): build it again on "
+                f"TensorRT refuses the engine ({said}): build it again on "
                 "this machine with `neurodeploy build`"
             )
         types = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16}
@@ -163,7 +173,10 @@ class TensorRtSession:
 
     def _execute(self) -> None:
         if not self._context.execute_async_v3(self._device.stream):
-            raise EngineError(f"TensorRT could not run: {self._log.said()}")
+            text = f"TensorRT could not run: {self._log.said()}"
+            if _NO_MEMORY.search(text):
+                raise GpuMemoryError(text, self._in.shape[0])
+            raise EngineError(text)
 
     def close(self) -> None:
         """Give back the context, then the engine, then its runtime."""

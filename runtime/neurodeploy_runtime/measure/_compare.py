@@ -6,7 +6,6 @@ allocators of one library do not wait in another's way.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from neurodeploy_runtime._report import machine, versions
 from neurodeploy_runtime.engines import EngineSettings, tile_seconds
 from neurodeploy_runtime.engines._base import EngineName, PrecisionName
 from neurodeploy_runtime.engines._choose import ADAPTERS, require_device
+from neurodeploy_runtime.engines._cuda_driver import Device
 from neurodeploy_runtime.measure._peaks import Peaks, measure_peaks
 from neurodeploy_runtime.volumes import open_volume
 
@@ -347,6 +347,8 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
         wall_s = time.perf_counter() - start
         after = tile_seconds(engine)
         described = engine.describe()
+        # Behind this it has given its memory back.
+        device_bytes = _gpu_bytes(described["device"])
     if report is None:
         raise EngineError("the run did not end")
     return {
@@ -361,30 +363,16 @@ def measure_one(request: dict[str, Any]) -> dict[str, Any]:
         "engine_busy": report.engine_busy * report.wall_s / wall_s,
         "tiles": report.tiles_run,
         "peak_rss_bytes": report.peak_rss_bytes,
-        "device_bytes": _gpu_bytes(described["device"]),
+        "device_bytes": device_bytes,
     }
 
 
 def _gpu_bytes(device: str) -> int | None:
-    """Bytes in use on a GPU, as its driver says; None where nobody says."""
+    """Bytes in use on a GPU, by whatever program; None where it is none."""
     if not device.startswith("cuda"):
         return None
-    index = device.partition(":")[2] or "0"
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        found = subprocess.run(
-            [
-                "nvidia-smi",
-                f"--id={index}",
-                "--query-gpu=memory.used",
-                "--format=csv,noheader,nounits",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        return int(found.stdout.split()[0]) * 2**20
-    return None
+    with Device(int(device.partition(":")[2] or 0)) as gpu:
+        return gpu.used_bytes()
 
 
 def _measured(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime.engines import EngineSettings, open_engine, tile_seconds
 from neurodeploy_runtime.engines._cores import usable_cores
+from neurodeploy_runtime.measure._compare import candidates
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ def sweep(
     if on_cpu:
         counts = threads or sorted({cores, max(1, cores // 2)})
     asked = [replace(settings, batch=b, threads=t) for b in batches for t in counts]
+    # TensorRT's engines are made for batches up to some size; where none is possible,
+    # opening the first says why.
+    asked = [one for one in asked if _possible(bundle, one)] or asked[:1]
     seconds: dict[EngineSettings, list[float]] = {one: [] for one in asked}
     for _ in range(turns):
         for one in asked:
@@ -56,3 +60,7 @@ def sweep(
         if found
     ]
     return sorted(trials, key=lambda trial: trial.tile_s)
+
+
+def _possible(bundle: Bundle, settings: EngineSettings) -> bool:
+    return any(one.why_not is None for one in candidates(bundle, settings))
