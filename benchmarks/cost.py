@@ -7,10 +7,12 @@ Networks of three costs, the default's in the middle, and where it is named MONA
 UNETR on a ViT-S, the network of `peers.py`, each trained anew on the same simulated
 volumes for the same few steps of equally many voxels, and scored on TRAILMAP's ten
 cubes, of which none has seen a voxel. The UNETR is trained at two learning rates, of
-which the better one counts. Short trainings: they rank the networks and are no figure
-of the model that ships, which trains for longer and then on cubes. Speed is that of
-the same network in torch fp32 in this process, per voxel. The answer is checked: raw
-intensity on the same voxels has to give what it is known to give.
+which the better one counts. Networks that are not named keep the figures that they
+have, where the default one comes out as it did then. Short trainings: they rank the
+networks and are no figure of the model that ships, which trains for longer and then on
+cubes. Speed is that of the same network in torch fp32 in this process, per voxel. The
+answer is checked: raw intensity on the same voxels has to give what it is known to
+give.
 """
 
 from __future__ import annotations
@@ -90,6 +92,25 @@ def require_the_same_networks(rows):
                 f"{', '.join(changed)}: its time cannot be set beside figures of "
                 "that one; run without --times, which trains all of them anew"
             )
+
+
+def kept_rows(before, rows, said):
+    """Rows of an earlier result to stand beside these, of networks not trained now.
+
+    Of the same trainings only: as many steps on as many volumes, by the same
+    configurations, and the default network scored then as it is scored now.
+    """
+    if before is None or any(before.get(key) != said[key] for key in said):
+        return []
+    then = {row["network"]: row for row in before["rows"]}
+    now = {row["network"]: row for row in rows}
+    figures = ("config", "average_precision", "dice")
+    first = then.get("default", {})
+    if any(first.get(k) != now["default"][k] for k in figures):
+        return []
+    kept = [row for name, row in then.items() if name not in now]
+    require_the_same_networks(kept)
+    return kept
 
 
 def score(cubes, answers):
@@ -196,16 +217,21 @@ def main():
     parser.add_argument("--times", action="store_true", help="Only time them again.")
     options = parser.parse_args()
     options.networks.append("default")  # which the others are held against
-    if UNETR in options.networks and find_spec("einops") is None:
+    before = load("cost")
+    there = [row["network"] for row in (before or {"rows": []})["rows"]]
+    if UNETR in [*options.networks, *there] and find_spec("einops") is None:
         raise SystemExit(f"{UNETR} wants einops: use the environment of peers_env.sh")
     started = stamp()
     if options.times:
-        before = load("cost")
         require_the_same_networks(before["rows"])
         rows, volumes, raw = before["rows"], before["volumes"], before["raw"]
         options.steps = before["steps"]
     else:
         rows, volumes, raw = trained(options)
+        said = {"steps": options.steps, "volumes": volumes}
+        rows += kept_rows(before, rows, said)
+        order = [*NETWORKS, UNETR]
+        rows.sort(key=lambda row: order.index(row["network"]))
     seconds = seconds_of_tiles([row["network"] for row in rows])
     for row in rows:
         row["tile_s"] = seconds[row["network"]]

@@ -321,3 +321,26 @@ def test_times_of_other_networks_are_not_set_beside_figures_of_former_ones() -> 
         cost.require_the_same_networks(rows)
     with pytest.raises(SystemExit, match="does not say how"):
         cost.require_the_same_networks([{"network": "default"}])
+
+
+def test_figures_of_networks_not_trained_now_are_kept_of_the_same_training_only() -> (
+    None
+):
+    pytest.importorskip("torch")
+    import cost
+
+    said = {"steps": 300, "volumes": 40}
+
+    def rows(*names: str, dice: float = 0.8) -> list[dict[str, Any]]:
+        figures = {"average_precision": 0.88, "dice": dice}
+        return [{"network": n, "config": cost.config_of(n), **figures} for n in names]
+
+    before = {**said, "rows": json.loads(json.dumps(rows("default", "heavier")))}
+    now = rows("lighter", "default")
+    kept = cost.kept_rows(before, now, said)
+    assert [row["network"] for row in kept] == ["heavier"]
+    assert cost.kept_rows(None, now, said) == []
+    assert cost.kept_rows(before, now, {**said, "steps": 200}) == []
+    # Another default network, or another training of it, makes them incomparable.
+    assert cost.kept_rows(before, rows("default", dice=0.79), said) == []
+    assert cost.kept_rows({**before, "rows": []}, now, said) == []
