@@ -24,6 +24,7 @@ from neurodeploy_runtime._clock import Clock
 from neurodeploy_runtime._stream import slots_of
 from neurodeploy_runtime.engines import tile_seconds
 from neurodeploy_runtime.live import LiveSegmenter, LiveSettings
+from neurodeploy_runtime.live._capacity import _push_times
 from neurodeploy_runtime.rigs._shared_engine import SharedEngine
 
 MakeBundle = Callable[..., Bundle]
@@ -145,6 +146,23 @@ def test_warming_up_reaches_every_call(bundle: Bundle) -> None:
     engine = Several(bundle, 3)
     engine.warm_up()
     assert engine.calls == 3
+
+
+def test_a_push_is_measured_beside_all_of_them(bundle: Bundle) -> None:
+    together = []
+
+    class Counts(NumpyEngine):
+        at_once = 2
+
+        def infer(self, batch: Any, out: Any) -> None:
+            together.append(threading.active_count())
+            time.sleep(0.001)
+            super().infer(batch, out)
+
+    times = _push_times(Counts(bundle), (20, 20), np.dtype(np.uint8), 0.05)
+    assert len(times) >= 20
+    # This thread, the one that loads, and two calls.
+    assert max(together) >= threading.active_count() + 3
 
 
 def test_slots_and_turns_are_those_of_all_calls(bundle: Bundle) -> None:

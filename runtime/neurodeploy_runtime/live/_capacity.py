@@ -301,7 +301,9 @@ def _push_times(
         while not stop.is_set():
             engine.infer(voxels, answer)
 
-    worker = threading.Thread(target=load, name="load", daemon=True)
+    worker = threading.Thread(
+        target=lambda: engine.in_each(load), name="load", daemon=True
+    )
     worker.start()
     times: list[float] = []
     end = time.perf_counter() + seconds
