@@ -104,7 +104,7 @@ class _Store:
             return None
         try:
             content = json.loads(answer.value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{self.where} is damaged: {key} is no JSON ({error})"
             ) from error
@@ -189,12 +189,17 @@ def _zarr3(
         array = store.open("zarr3", key)
         axes = named_axes(node.get("dimension_names"), array.rank)
         return _Found(array, ArrayPlace(key, axes, None), "Zarr v3", where)
-    attributes = node.get("attributes") or {}
-    ome = attributes.get("ome") or {}
+    attributes = _object(node.get("attributes"))
+    ome = _object(attributes.get("ome"))
     multiscales = ome.get("multiscales") or attributes.get("multiscales")
     if not multiscales:
         raise _no_image(store, where)
     return _level("zarr3", store, key, multiscales, options, where, ome.get("version"))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """A JSON object that may be absent; of anything else, nothing is known."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _zarr2(store: _Store, key: str, options: ReadOptions, where: str) -> _Found:
@@ -223,7 +228,7 @@ def _level(
     places = ome_levels(multiscales, where)
     number = pick("level", len(places), options, where)
     place = places[number]
-    folder = "/".join(part for part in (key, place.path.strip("/")) if part)
+    folder = "/".join(part for part in (key, place.path) if part)
     version = version or multiscales[0].get("version")
     name = f"OME-Zarr {version or ''}".strip()
     array = store.open(driver, folder)
@@ -265,7 +270,13 @@ def _n5(
         found = store.json(name)
         if found is not None and found not in parents:
             parents.append(found)
-    place = n5_place(attributes, parents, folder)
+    try:
+        place = n5_place(attributes, parents, folder)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where} has N5 attributes that describe no array "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return _Found(store.open("n5", folder), place, "N5", where)
 
 

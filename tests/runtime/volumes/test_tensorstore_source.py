@@ -193,6 +193,20 @@ def test_n5_is_turned_to_z_y_x_with_its_resolution(tmp_path):
         assert np.array_equal(read_all(source), voxels)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pixelResolution": {"unit": 3, "dimensions": [1, 1, 2]}},
+        {"pixelResolution": {"unit": "um", "dimensions": ["a", None, 2]}},
+    ],
+)
+def test_odd_words_beside_an_n5_array_hide_no_voxel(tmp_path, said):
+    voxels = volume()
+    with open_volume(n5(tmp_path / "a.n5", voxels, **said)) as source:
+        assert source.voxel_size_um is None
+        assert np.array_equal(read_all(source), voxels)
+
+
 def test_levels_of_an_n5_group_take_its_resolution(tmp_path):
     root = tmp_path / "a.n5"
     voxels = volume()
@@ -409,6 +423,9 @@ def test_voxels_of_labels_are_refused_with_what_to_do(tmp_path):
     [
         ("zarr.json", "{"),
         ("zarr.json", "[]"),
+        ("zarr.json", "[" * 100_000),
+        ("zarr.json", '{"node_type": "group", "attributes": [3]}'),
+        ("zarr.json", '{"node_type": "group", "attributes": {"ome": "x"}}'),
         ("zarr.json", '{"node_type": "array"}'),
         ("zarr.json", '{"node_type": "group", "attributes": {"ome": {}}}'),
         (
@@ -418,7 +435,9 @@ def test_voxels_of_labels_are_refused_with_what_to_do(tmp_path):
         (".zarray", '{"shape": [1]}'),
         (".zattrs", '{"multiscales": [{"datasets": [{"path": "0"}]}]}'),
         (".zattrs", '{"multiscales": [{"datasets": []}]}'),
+        (".zattrs", '{"multiscales": [{"datasets": [{"path": 0}]}]}'),
         ("attributes.json", '{"dimensions": [1, 2, 3]}'),
+        ("attributes.json", '{"dimensions": 3}'),
         ("info", "{}"),
         ("info", '{"scales": [{"resolution": [1, 1, 1]}]}'),
     ],
