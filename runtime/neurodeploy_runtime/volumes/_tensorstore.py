@@ -30,8 +30,11 @@ from neurodeploy_runtime.volumes._store_metadata import (
 )
 from neurodeploy_runtime.volumes._voxel_size import VoxelSize
 
-#: A server that does not answer is given up after some seconds, not after minutes.
+#: A server that refuses is given up after some seconds, not after minutes.
 _RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "4s"}
+
+#: A server that has sent next to nothing for so long is asked again.
+_SILENT_S = 20
 
 #: Names that an error lists at most.
 _LISTED = 12
@@ -46,6 +49,8 @@ def open_(path: Path | str, options: ReadOptions) -> Source:
 
 
 def _context(cache_bytes: int, threads: int) -> Any:
+    # The library takes it from there alone, when it first asks a server.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENT_S))
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": cache_bytes},

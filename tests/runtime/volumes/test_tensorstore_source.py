@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -322,6 +325,34 @@ def test_a_store_on_a_web_server_is_read_as_one_on_the_disk(tmp_path, server):
         assert source.fingerprint() == source.fingerprint()
     with pytest.raises(InputError, match="neither Zarr, N5 nor precomputed"):
         open_volume(f"{server}/b.zarr")
+
+
+SILENT = """
+import sys
+from neurodeploy_runtime import InputError, open_volume
+from neurodeploy_runtime.volumes import _tensorstore
+
+_tensorstore._SILENT_S = 1
+_tensorstore._RETRIES = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
+try:
+    open_volume(sys.argv[1])
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_takes_a_question_and_is_silent_is_given_up(monkeypatch):
+    monkeypatch.delenv("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zarr"
+        # In a process of its own: the library looks once how long it may wait.
+        ended = subprocess.run(
+            [sys.executable, "-c", SILENT, address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert f"{address} cannot be read: ABORTED" in ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["zarr3", "zarr2", "n5", "precomputed"])
