@@ -13,6 +13,7 @@ import click
 
 from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
+    Finite,
     Triple,
     engine_options,
     engine_settings,
@@ -51,8 +52,8 @@ _SEEN = {"training": "trained on", "validation": "validation", "unseen": "not se
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Probability that is neurite; without it, the model's own.",
+    type=Finite(least=0, most=1),
+    help="Probability that is neurite, 0 to 1; without it, the model's own.",
 )
 @click.option("--baselines", is_flag=True, help="Also measure filters.")
 @click.option(
@@ -109,10 +110,7 @@ def evaluate(
     from neurodeploy.data import describe_kinds, find_pairs, label_kinds
     from neurodeploy.evaluation import evaluate as measure
     from neurodeploy.evaluation import open_model, overlay_png
-    from neurodeploy_runtime import OutputError
 
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise OutputError(f"{output} is not empty: name a new folder")
     found = find_pairs(data)
     kinds = label_kinds(found, labels)
 
@@ -140,6 +138,8 @@ def evaluate(
             pictures[name] = overlay_png(volume.image, volume.labels, mask)
 
     with open_model(model, engine_settings(engine)) as opened:
+        if output is not None:
+            _make_folder(output)
         result = measure(
             _images(found, kinds, unit, voxel_size, say),
             opened.predict,
@@ -157,15 +157,41 @@ def evaluate(
         "labels": {str(path): kind for path, kind in kinds.items()},
         "left_out": [[str(path), reason] for path, reason in found.left_out],
     }
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        for file, png in pictures.items():
-            (output / file).write_bytes(png)
-        (output / "evaluation.json").write_text(json.dumps(values, indent=1))
+    text = json.dumps(values, indent=1)
     if as_json:
-        click.echo(json.dumps(values, indent=1))
-        return
-    _print_table(name, result, filters)
+        click.echo(text)
+    else:
+        _print_table(name, result, filters)
+    if output is not None:
+        _write(output, {**pictures, "evaluation.json": text.encode()})
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, or take an empty one, before hours of measuring."""
+    from neurodeploy_runtime import OutputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}; name another folder"
+        ) from error
+    if not is_empty:
+        raise OutputError(f"{folder} is not empty: name a new folder")
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    from neurodeploy_runtime import WriteError
+
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise WriteError(
+            f"{folder} lacks figures or pictures: {error.strerror}; the figures were "
+            "printed"
+        ) from error
 
 
 def _images(
