@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +342,8 @@ def _draw(found: Comparison, path: Path) -> None:
     """Mvoxel/s with their spread, and where the seconds go."""
     from matplotlib.figure import Figure
 
+    from neurodeploy_runtime import WriteError
+    from neurodeploy_runtime._atomic import write_atomically
     from neurodeploy_runtime.measure import STAGES
 
     names = [row.name for row in found.rows]
@@ -364,4 +367,11 @@ def _draw(found: Comparison, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=len(shown), fontsize="small")
     for axes in (rate, stage):
         axes.invert_yaxis()
-    figure.savefig(path, dpi=120)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=120)
+    try:
+        write_atomically(path, drawn.getvalue())
+    except OSError as error:
+        raise WriteError(
+            f"{path} cannot be drawn: {error.strerror}; the figures were printed"
+        ) from error

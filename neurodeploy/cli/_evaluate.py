@@ -14,6 +14,7 @@ import click
 from neurodeploy.cli._console import console
 from neurodeploy.cli._options import (
     READING_NAMES,
+    Finite,
     Triple,
     engine_options,
     engine_settings,
@@ -53,8 +54,8 @@ _SEEN = {"training": "trained on", "validation": "validation", "unseen": "not se
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Probability that is neurite; without it, the model's own.",
+    type=Finite(least=0, most=1),
+    help="Probability that is neurite, 0 to 1; without it, the model's own.",
 )
 @click.option("--baselines", is_flag=True, help="Also measure filters.")
 @click.option(
@@ -112,10 +113,7 @@ def evaluate(
     from neurodeploy.data import Reading, describe_kinds, find_pairs, label_kinds
     from neurodeploy.evaluation import evaluate as measure
     from neurodeploy.evaluation import open_model, overlay_png
-    from neurodeploy_runtime import OutputError
 
-    if output is not None and output.exists() and any(output.iterdir()):
-        raise OutputError(f"{output} is not empty: name a new folder")
     reading = Reading(**{name: options.pop(name) for name in READING_NAMES})
     found = find_pairs(data)
     kinds = label_kinds(found, labels)
@@ -144,6 +142,8 @@ def evaluate(
             pictures[name] = overlay_png(volume.image, volume.labels, mask)
 
     with open_model(model, engine_settings(options)) as opened:
+        if output is not None:
+            _make_folder(output)
         result = measure(
             _images(found, kinds, unit, voxel_size, reading, say),
             opened.predict,
@@ -161,15 +161,41 @@ def evaluate(
         "labels": {str(path): kind for path, kind in kinds.items()},
         "left_out": [[str(path), reason] for path, reason in found.left_out],
     }
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        for file, png in pictures.items():
-            (output / file).write_bytes(png)
-        (output / "evaluation.json").write_text(json.dumps(values, indent=1))
+    text = json.dumps(values, indent=1)
     if as_json:
-        click.echo(json.dumps(values, indent=1))
-        return
-    _print_table(name, result, filters)
+        click.echo(text)
+    else:
+        _print_table(name, result, filters)
+    if output is not None:
+        _write(output, {**pictures, "evaluation.json": text.encode()})
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, or take an empty one, before hours of measuring."""
+    from neurodeploy_runtime import OutputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}; name another folder"
+        ) from error
+    if not is_empty:
+        raise OutputError(f"{folder} is not empty: name a new folder")
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    from neurodeploy_runtime import WriteError
+
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise WriteError(
+            f"{folder} lacks figures or pictures: {error.strerror}; the figures were "
+            "printed"
+        ) from error
 
 
 def _images(

@@ -124,6 +124,12 @@ def _fail(error: Exception) -> NoReturn:
     if isinstance(error, ModuleNotFoundError):
         _say(_missing(error))
         sys.exit(2)
+    if isinstance(error, OSError) and error.filename is not None:
+        _say(
+            f"{error.filename} cannot be used: {error.strerror}; see to it and to who "
+            "may use it, or name another"
+        )
+        sys.exit(2 if isinstance(error, PermissionError) else 1)
     if isinstance(error, MemoryError):
         _say("the machine has no memory left: pass a smaller --memory")
         sys.exit(1)

@@ -62,12 +62,17 @@ class Roi(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 class Finite(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number that is one: above a bound, or at it, and neither NaN nor infinite."""
+    """A number that is one: within its bounds, and neither NaN nor infinite."""
 
     name = "NUMBER"
 
-    def __init__(self, above: float | None = None, least: float | None = None) -> None:
-        self.above, self.least = above, least
+    def __init__(
+        self,
+        above: float | None = None,
+        least: float | None = None,
+        most: float | None = None,
+    ) -> None:
+        self.above, self.least, self.most = above, least, most
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -83,6 +88,8 @@ class Finite(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail(f"{value} is not above {self.above:g}", param, ctx)
         if self.least is not None and number < self.least:
             self.fail(f"{value} is less than {self.least:g}", param, ctx)
+        if self.most is not None and number > self.most:
+            self.fail(f"{value} is more than {self.most:g}", param, ctx)
         return number
 
 

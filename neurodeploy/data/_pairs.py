@@ -81,7 +81,7 @@ class Pair:
     @property
     def name(self) -> str:
         """What reports call it: folder and image."""
-        return f"{self.image.parent.name}/{self.image.name}"
+        return f"{self.image.parent.absolute().name}/{self.image.name}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from neurodeploy.data import BACKGROUND, IGNORE
+from neurodeploy.data._skeleton import thinned
 
 Mask = NDArray[np.bool_]
 
@@ -137,8 +138,6 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def skeleton(mask: Mask) -> Mask:
     """Centre lines of a mask (z, y, x), by thinning (Lee 1994); in 2D for one plane."""
-    from skimage.morphology import skeletonize
-
     if not mask.any():
         return np.zeros(mask.shape, bool)
     # Only the box that holds something: thinning costs as much as its volume.
@@ -147,10 +146,7 @@ def skeleton(mask: Mask) -> Mask:
     )
     out = np.zeros(mask.shape, bool)
     part = mask[box]
-    if mask.shape[0] == 1:
-        out[box] = skeletonize(part[0])[None]  # type: ignore[no-untyped-call]
-    else:
-        out[box] = skeletonize(part) > 0  # type: ignore[no-untyped-call]
+    out[box] = thinned(part[0])[None] if mask.shape[0] == 1 else thinned(part)
     return out
 
 

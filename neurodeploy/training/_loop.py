@@ -103,7 +103,7 @@ def train(
         ]
     out = Path(settings.out)
     last, best = out / "last", out / "best"
-    if not resume and out.exists() and any(out.iterdir()):
+    if not resume and out.exists() and not _is_empty(out):
         raise OutputError(
             f"{out} is there already: resume it with --resume, or choose another folder"
         )
@@ -158,7 +158,7 @@ def train(
         if is_checkpoint(best):
             best_score = _score_of(read_checkpoint(best))
     if first_rank:
-        out.mkdir(parents=True, exist_ok=True)
+        _make(out)
         plain = json.dumps(settings.to_json(), indent=1)
         write_atomically(out / "config.json", plain + "\n")
         log = Log(out / "log.csv", step)
@@ -262,6 +262,19 @@ def train(
             draw_curves(log.rows, out / "curves.png")
     chosen = last if best_score is None else best
     return TrainResult(out, step, loss_value, best_score, chosen, first_rank)
+
+
+def _is_empty(out: Path) -> bool:
+    return out.is_dir() and not any(out.iterdir())
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be made: {error.strerror}; choose another folder"
+        ) from error
 
 
 def _portable(settings: TrainSettings) -> dict[str, Any]:

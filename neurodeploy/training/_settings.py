@@ -108,6 +108,8 @@ class TrainSettings:
         for name in ("workers", "warmup", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if self.seed >= 2**64:
+            raise ConfigError(f"seed is {self.seed}: use at most {2**64 - 1}")
         for name in ("learning_rate", "clip", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: use more than 0")

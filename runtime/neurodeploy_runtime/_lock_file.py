@@ -109,7 +109,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def lock_holder(path: Path) -> str | None:
     """Who holds a lock and lives; None where nobody does."""
     try:
-        age = time.time() - path.stat().st_mtime
+        beat = path.stat().st_mtime
         values = json.loads(path.read_text() or "{}")
     except FileNotFoundError:
         return None
@@ -120,10 +120,26 @@ def lock_holder(path: Path) -> str | None:
     host, pid = values.get("host"), values.get("pid")
     if not isinstance(pid, int):
         # Killed between making the file and writing it, or being written just now.
-        return None if age > STARTING_S else STARTING
+        return None if _now_there(path) - beat > STARTING_S else STARTING
     runs = still_runs(values)
     if runs:
         return f"process {pid} on this machine"
-    if runs is False or age > LEASE_S:
+    if runs is False or (age := _now_there(path) - beat) > LEASE_S:
         return None
     return f"process {pid} on {host} (seen {age:.0f} s ago)"
+
+
+def _now_there(path: Path) -> float:
+    """The time by the clock of the disk, which dates heartbeats; ours may be another.
+
+    A machine some minutes ahead would take every lock of the others for a dead one's.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.now")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)

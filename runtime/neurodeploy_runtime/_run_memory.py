@@ -117,26 +117,37 @@ class RunMemory:
 
     def _regions_for_now(self) -> MemoryPlan:
         footprint = self._footprint()
-        memory = choose_regions(self._plan, self._roi, footprint, self._cap_bytes)
-        depth = self._source.shape[0]
-        if (
-            len(memory.regions) > 1
-            and self._source.loads_whole_chunks
-            and self._source.amplification((depth, *memory.regions[0].shape[1:]))
-            >= TWICE
-        ):
-            # Cutting planes that are loaded as a whole needs a scratch file, and
-            # copying into it a buffer of its own.
-            plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
-            buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
-            footprint = replace(
-                footprint, base_bytes=footprint.base_bytes + buffer, chunk=None
-            )
+        # Cutting planes that are loaded as a whole needs a scratch file, and copying
+        # into it a buffer of its own.
+        plane = prod(self._source.shape[1:]) * self._source.dtype.itemsize
+        buffer = max(64 * 2**20, plane) + self._source.chunk[0] * plane
+        with_scratch = replace(
+            footprint, base_bytes=footprint.base_bytes + buffer, chunk=None
+        )
+        try:
             memory = choose_regions(self._plan, self._roi, footprint, self._cap_bytes)
+        except MemoryCapError:
+            _, *unit = map(min, self._grain, self._roi.shape)
+            if self._needs_scratch((unit[0], unit[1])):
+                # Refused with what would do, the scratch file and all.
+                choose_regions(self._plan, self._roi, with_scratch, self._cap_bytes)
+            raise
+        if self._needs_scratch(memory.regions[0].shape[1:]):
+            memory = choose_regions(
+                self._plan, self._roi, with_scratch, self._cap_bytes
+            )
             return replace(memory, scratch=True)
         if footprint.chunk is not None:
             self._source.keep(memory.cache_bytes)
         return memory
+
+    def _needs_scratch(self, area: tuple[int, int]) -> bool:
+        """Whether planes cut into pieces of this extent would be loaded repeatedly."""
+        return (
+            area != self._roi.shape[1:]
+            and self._source.loads_whole_chunks
+            and self._source.amplification((self._source.shape[0], *area)) >= TWICE
+        )
 
     def _finishing(self) -> int:
         """Two floats of a spread, one of a probability, none of a mask."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurodeploy.cli import main
-from neurodeploy.cli._benchmark import _show, _show_trials
+from neurodeploy.cli._benchmark import _draw, _show, _show_trials
 from neurodeploy.cli._info import describe_bundle
 from neurodeploy_runtime import (
     Axis,
@@ -24,6 +25,7 @@ from neurodeploy_runtime import (
     EngineSettings,
     Segmenter,
     TilePlan,
+    WriteError,
     choose_engine,
     create_sink,
     load_bundle,
@@ -166,6 +168,21 @@ def test_the_command_prints_what_was_measured_and_keeps_what_is_fastest(
     assert stop.value.code == 2
     assert "plot.png exists" in capfd.readouterr().err
     assert plot.read_bytes() == drawn
+
+
+def test_a_plot_that_the_disk_refuses_is_said_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    values = {"mvoxel_per_s": 1.0, "spread": (0.5, 2.0), "seconds": {"infer": 1.0}}
+    row = SimpleNamespace(name="one engine", **values)
+    found: Any = SimpleNamespace(rows=[row])
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WriteError, match=r"p\.png cannot be drawn: No space left"):
+        _draw(found, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_engine_and_precision_is_possible_or_has_a_reason(

@@ -1,11 +1,16 @@
 """The frame of the command line."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from neurodeploy.cli import _info
 from neurodeploy.cli._main import VERBS, cli
 
 
@@ -35,6 +40,22 @@ def test_every_verb_is_there_and_explains_itself(verb: str) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{verb} {parameter.opts} has no help"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EIO, 1)])
+def test_what_the_system_refuses_is_named(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def refused(path: str | None) -> None:
+        raise OSError(number, os.strerror(number), "bundle/model.json")
+
+    monkeypatch.setattr(_info, "describe_bundle", refused)
+    ended = run("info")
+    assert ended.code == code
+    assert ended.err == (
+        f"neurodeploy: bundle/model.json cannot be used: {os.strerror(number)}; see "
+        "to it and to who may use it, or name another\n"
+    )
 
 
 def test_ctrl_c_while_it_loads_is_no_traceback() -> None:

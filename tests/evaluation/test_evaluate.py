@@ -147,6 +147,20 @@ def test_wrong_requests_are_one_sentence(
     ended = run("evaluate", empty, "--data", empty)
     assert ended.code == 2
     assert "holds no annotated image" in ended.err
+    ended = run("evaluate", "--data", data, "--threshold", "nan")
+    assert ended.code == 2
+    assert "'nan' is not a number" in ended.err
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+    run: Callable[..., Any], tmp_path: Path, data: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    ended = run("evaluate", "--data", data, "-o", file / "figures")
+    assert ended.code == 2
+    assert f"{file / 'figures'} cannot be made: " in ended.err
+    assert "measured" not in ended.err
 
 
 def test_a_channel_of_every_image_is_what_is_measured(

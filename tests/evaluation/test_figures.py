@@ -191,3 +191,17 @@ def test_surface_distance_is_monais() -> None:
         one_hot(found), one_hot(truth), include_background=False, percentile=95
     )
     assert tally.figures().hd95 == pytest.approx(float(theirs[0, 0]), abs=0.2)
+
+
+@pytest.mark.parametrize("thick", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("slant", [0, 1])
+def test_a_neurite_of_any_thickness_has_a_centre_line(thick: int, slant: int) -> None:
+    mask = np.zeros((20, 50, 50), bool)
+    for x in range(5, 40):
+        y = 8 + slant * (x - 5)
+        mask[8 : 8 + thick, y : y + thick, x : x + thick] = True
+    line = skeleton(mask)
+    assert not (line & ~mask).any()
+    assert np.ptp(np.nonzero(line)[2]) >= 30 - thick
+    block = np.ones((8, 8, 8), bool)
+    assert skeleton(block).any()

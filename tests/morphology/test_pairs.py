@@ -80,6 +80,16 @@ def test_an_image_finds_its_annotation(
     assert pair.kind == ("tracing" if annotation.endswith("swc") else "voxels")
 
 
+def test_an_image_of_the_working_folder_is_named_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.tif", "a_mask.tif"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    (pair,) = find_pairs(".").pairs
+    assert pair.name == f"{tmp_path.name}/a.tif"
+
+
 def test_numbers_are_not_mixed_up(tmp_path: Path) -> None:
     for n in (1, 2, 12):
         volume(tmp_path / "volumes" / f"volume-{n}.tif")

@@ -219,6 +219,37 @@ def _planned(source: Source, bundle: Bundle, cap: int) -> RunMemory:
     return memory
 
 
+@pytest.mark.parametrize("seam_map", [False, True])
+def test_the_smallest_cap_of_planes_that_are_cut_counts_the_scratch_file(
+    make_identity_bundle: MakeBundle,
+    large_planes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seam_map: bool,
+) -> None:
+    monkeypatch.setattr("neurodeploy_runtime._run_memory.current_rss", lambda: 10**8)
+    bundle = make_identity_bundle(tile=(8, 16, 16))
+
+    def choose(cap: int) -> MemoryPlan:
+        with open_volume(large_planes, threads=2, cache_bytes=0) as source:
+            return RunMemory(
+                TilePlan.of(bundle.spec, source.shape, WANTED.overlap),
+                Box.whole(source.shape),
+                source,
+                [NumpyEngine(bundle)],
+                replace(WANTED, seam_map=seam_map),
+                grain=(9, 50, 4000),
+                outputs=1,
+                cap_bytes=cap,
+            ).choose()
+
+    with pytest.raises(MemoryCapError, match="smallest that would do is") as refused:
+        choose(1_000_000)
+    smallest = float(str(refused.value).split("is ")[-1].split(" GB")[0])
+    assert choose(round(smallest * 1e9)).scratch
+    with pytest.raises(MemoryCapError):
+        choose(round((smallest - 0.02) * 1e9))
+
+
 def test_what_threads_decode_into_is_charged_for_those_that_do(
     make_identity_bundle: MakeBundle,
     large_planes: Path,

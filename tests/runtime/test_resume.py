@@ -445,6 +445,22 @@ def test_where_only_the_heartbeat_is_seen_it_decides(
     journal.close()
 
 
+@pytest.mark.parametrize("ahead_s", [-300, 300])
+def test_a_heartbeat_is_dated_by_the_clock_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead_s)
+    lock = left_lock(tmp_path, host="another")
+    with pytest.raises(ResumeError, match="seen 0 s ago"):
+        Journal(tmp_path).lock()
+    os.utime(lock, (now() - 200,) * 2)
+    journal = Journal(tmp_path)
+    journal.lock()
+    journal.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_heartbeat_goes_on_after_an_error_and_keeps_the_lock_of_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_slice_mode_answers_the_middle_slice_in_half_precision_too(run, folder):
         (("--init", "nowhere.safetensors"), "no file of weights"),
         (("--voxel-size", "1,2"), "three numbers"),
         (("--steps", "0"), "steps is 0"),
+        (("--seed", str(2**64)), f"seed is {2**64}: use at most {2**64 - 1}"),
         (("--device", "cuda:9"), "cuda:9"),
     ],
 )
@@ -198,6 +199,18 @@ def test_a_wrong_request_gets_one_sentence_and_code_2(run, folder, arguments, sa
     assert said in ended.err
     assert "Traceback" not in ended.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_place_that_cannot_hold_a_run_is_refused(run, folder, resume):
+    words = ("train", folder / "tiny.toml", "--data", folder / "data", *resume)
+    for out in (folder / "tiny.toml", folder / "tiny.toml" / "run"):
+        ended = run(*words, "--out", out)
+        assert ended.code == 2
+        assert f"{out} is there already" in ended.err or (
+            f"{out} cannot be made" in ended.err
+        )
+    assert (folder / "tiny.toml").read_text() == TINY
 
 
 def test_a_misspelt_field_of_the_file_is_named(run, folder):

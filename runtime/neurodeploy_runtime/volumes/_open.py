@@ -148,6 +148,15 @@ def open_volume(
     return source
 
 
+def is_plane(path: Path) -> bool:
+    """Whether a file of a folder is one of its planes, and not what a system hides."""
+    return (
+        path.suffix.lower() in (".tif", ".tiff")
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
 def _reader(path: Path) -> Reader:
     try:
         if path.is_dir():
@@ -180,7 +189,7 @@ def _reader(path: Path) -> Reader:
 def _folder_reader(path: Path) -> Reader:
     if any((path / mark).is_file() for mark in STORE_MARKS):
         return TENSORSTORE
-    if any(entry.suffix.lower() in (".tif", ".tiff") for entry in path.iterdir()):
+    if any(is_plane(entry) for entry in path.iterdir()):
         return FOLDER_OF_PLANES
     raise InputError(
         f"{path} is a folder without TIFF planes and without the metadata of Zarr, N5 "

@@ -48,7 +48,9 @@ def ome_levels(multiscales: Any, where: str) -> list[ArrayPlace]:
             own = _scale(dataset.get("coordinateTransformations"), len(axes))
             sizes = [a * b for a, b in zip(common, own, strict=True)]
             places.append(
-                ArrayPlace(dataset["path"], letters, _sizes(letters, sizes, units))
+                ArrayPlace(
+                    dataset["path"].strip("/"), letters, _sizes(letters, sizes, units)
+                )
             )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -94,7 +96,8 @@ def named_axes(names: Any, count: int) -> str:
     >>> named_axes(["z", "y", "x"], 3), named_axes(None, 3)
     ('ZYX', 'QYX')
     """
-    letters = [str(name).upper() for name in names or ()]
+    listed = names if isinstance(names, list) else []
+    letters = [str(name).upper() for name in listed]
     if len(letters) == count and set(letters) <= set("TCZYX"):
         return "".join(letters)
     return "Q" * (count - 2) + "YX"
@@ -127,23 +130,26 @@ def _n5_size(attributes: Json, parents: Sequence[Json]) -> VoxelSize | None:
         units = described.get("units") or units
         if not isinstance(size, Sequence) or len(size) < 3:
             continue
-        names = [units] * 3 if isinstance(units, str) else list(units or ())
-        if len(names) < 3:
+        names = [units] * 3 if isinstance(units, str) else units
+        if not isinstance(names, list) or len(names) < 3:
             return None
         factors = attributes.get("downsamplingFactors") if number else None
-        found = [
-            micrometres(float(s) * float(f), u)
-            for s, f, u in zip(size, factors or (1, 1, 1), names, strict=False)
-        ]
-        x, y, z = found[:3]
+        factors = factors if isinstance(factors, list) else [1, 1, 1]
+        try:
+            x, y, z = (
+                micrometres(float(s) * float(f), u)
+                for s, f, u in zip(size[:3], factors[:3], names[:3], strict=True)
+            )
+        except (AttributeError, TypeError, ValueError):  # anybody may have written it
+            return None
         return None if z is None or y is None or x is None else (z, y, x)
     return None
 
 
-def precomputed_sizes(info: Json) -> list[VoxelSize]:
+def precomputed_sizes(info: Json) -> list[VoxelSize | None]:
     """Voxel sizes of the scales of a precomputed volume, the finest first."""
-    sizes = []
+    sizes: list[VoxelSize | None] = []
     for scale in info["scales"]:
-        x, y, z = (float(nm) / 1000 for nm in scale["resolution"])
-        sizes.append((z, y, x))
+        x, y, z = (micrometres(float(nm) / 1000, "um") for nm in scale["resolution"])
+        sizes.append(None if z is None or y is None or x is None else (z, y, x))
     return sizes

@@ -30,8 +30,11 @@ from neurodeploy_runtime.volumes._store_metadata import (
 )
 from neurodeploy_runtime.volumes._voxel_size import VoxelSize
 
-#: A server that does not answer is given up after some seconds, not after minutes.
+#: A server that refuses is given up after some seconds, not after minutes.
 _RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "4s"}
+
+#: A server that has sent next to nothing for so long is asked again.
+_SILENT_S = 20
 
 #: Names that an error lists at most.
 _LISTED = 12
@@ -46,6 +49,8 @@ def open_(path: Path | str, options: ReadOptions) -> Source:
 
 
 def _context(cache_bytes: int, threads: int) -> Any:
+    # The library takes it from there alone, when it first asks a server.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SILENT_S))
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": cache_bytes},
@@ -104,7 +109,7 @@ class _Store:
             return None
         try:
             content = json.loads(answer.value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{self.where} is damaged: {key} is no JSON ({error})"
             ) from error
@@ -189,12 +194,17 @@ def _zarr3(
         array = store.open("zarr3", key)
         axes = named_axes(node.get("dimension_names"), array.rank)
         return _Found(array, ArrayPlace(key, axes, None), "Zarr v3", where)
-    attributes = node.get("attributes") or {}
-    ome = attributes.get("ome") or {}
+    attributes = _object(node.get("attributes"))
+    ome = _object(attributes.get("ome"))
     multiscales = ome.get("multiscales") or attributes.get("multiscales")
     if not multiscales:
         raise _no_image(store, where)
     return _level("zarr3", store, key, multiscales, options, where, ome.get("version"))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """A JSON object that may be absent; of anything else, nothing is known."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _zarr2(store: _Store, key: str, options: ReadOptions, where: str) -> _Found:
@@ -223,7 +233,7 @@ def _level(
     places = ome_levels(multiscales, where)
     number = pick("level", len(places), options, where)
     place = places[number]
-    folder = "/".join(part for part in (key, place.path.strip("/")) if part)
+    folder = "/".join(part for part in (key, place.path) if part)
     version = version or multiscales[0].get("version")
     name = f"OME-Zarr {version or ''}".strip()
     array = store.open(driver, folder)
@@ -265,7 +275,13 @@ def _n5(
         found = store.json(name)
         if found is not None and found not in parents:
             parents.append(found)
-    place = n5_place(attributes, parents, folder)
+    try:
+        place = n5_place(attributes, parents, folder)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{where} has N5 attributes that describe no array "
+            f"({type(error).__name__}: {error})"
+        ) from error
     return _Found(store.open("n5", folder), place, "N5", where)
 
 

@@ -15,6 +15,7 @@ import tifffile
 from neurodeploy_runtime._errors import InputError, NeurodeployError, said_by
 from neurodeploy_runtime.volumes._axes import layout_of
 from neurodeploy_runtime.volumes._base import ReadOptions, Source
+from neurodeploy_runtime.volumes._open import is_plane
 from neurodeploy_runtime.volumes._tiff import (
     JPEG,
     FoundVolume,
@@ -38,16 +39,7 @@ def open_(path: Path, options: ReadOptions) -> Source:
     everything below it would lie too high.
     """
     options.refuse("a folder of planes", "dataset", "level")
-    planes = planes_in_order(
-        [
-            entry
-            for entry in path.iterdir()
-            if entry.suffix.lower() in (".tif", ".tiff")
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        ],
-        path,
-    )
+    planes = planes_in_order([e for e in path.iterdir() if is_plane(e)], path)
     first: PageLayout | None = None
     name, dtype, alike = "", np.dtype(np.uint8), True
     decoders: dict[Any, tuple[Callable[..., Any], dict[str, Any]]] = {}

@@ -8,32 +8,43 @@ from xml.etree import ElementTree
 
 VoxelSize = tuple[float, float, float]
 
-#: Micrometres per unit. ImageJ writes the micro sign as an escape, or either letter.
+#: Micrometres per unit, by its sign and by its name in the singular: UDUNITS spells
+#: it out for OME-Zarr, and ImageJ takes what is typed.
 _UM = {
     "um": 1.0,
     "µm": 1.0,
     "μm": 1.0,
-    "\\u00b5m": 1.0,
     "micron": 1.0,
-    "microns": 1.0,
     "micrometer": 1.0,
-    "micrometre": 1.0,
+    "pm": 1e-6,
+    "picometer": 1e-6,
+    "å": 1e-4,
+    "angstrom": 1e-4,
     "nm": 1e-3,
     "nanometer": 1e-3,
     "mm": 1e3,
     "millimeter": 1e3,
     "cm": 1e4,
+    "centimeter": 1e4,
     "m": 1e6,
-    "inch": 25400.0,
+    "meter": 1e6,
     "in": 25400.0,
-    "å": 1e-4,
-    "pm": 1e-6,
+    "inch": 25400.0,
 }
+
+#: How ImageJ writes either letter of micro.
+_ESCAPES = {"\\u00b5": "µ", "\\u03bc": "μ"}
 
 
 def micrometres(value: float, unit: str | None) -> float | None:
     """A length in µm; None for a unit that is no length, as `pixel`, or no size."""
-    factor = _UM.get((unit or "").strip().lower())
+    name = (unit or "").strip().lower()
+    for written, letter in _ESCAPES.items():
+        name = name.replace(written, letter)
+    name = name.replace("metre", "meter").replace("inches", "inch")
+    if len(name) > 4:  # a word, and no sign: ms are milliseconds
+        name = name.removesuffix("s")
+    factor = _UM.get(name)
     if factor is None or not (math.isfinite(value) and value > 0):
         return None
     return value * factor

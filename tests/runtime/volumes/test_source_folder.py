@@ -48,6 +48,13 @@ def test_missing_planes_are_named(tmp_path):
         open_volume(tmp_path)
 
 
+def test_a_folder_of_what_a_system_hides_holds_no_planes(tmp_path):
+    write(tmp_path, ["._1.tif", "._2.tif"])
+    (tmp_path / "3.tif").mkdir()
+    with pytest.raises(InputError, match="is a folder without TIFF planes"):
+        open_volume(tmp_path)
+
+
 def test_a_plane_of_another_shape_is_named(tmp_path):
     write(tmp_path, [f"{z}.tif" for z in range(12)])
     tifffile.imwrite(tmp_path / "7.tif", np.zeros((20, 31), np.uint16))

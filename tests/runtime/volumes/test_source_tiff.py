@@ -298,7 +298,11 @@ def test_an_imagej_stack_of_more_than_4_gb_has_one_page_and_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("unit", "factor"),
-    [("um", 1), ("micron", 1), ("\\u00B5m", 1), ("nm", 1e-3), ("mm", 1e3)],
+    [
+        *(("um", 1), ("micron", 1), ("microns", 1), ("Micrometers", 1)),
+        *(("\\u00B5m", 1), ("\\u03BCm", 1), ("nm", 1e-3), ("nanometres", 1e-3)),
+        *(("mm", 1e3), ("centimeter", 1e4), ("meters", 1e6), ("inches", 25400)),
+    ],
 )
 def test_the_voxel_size_of_imagej(tmp_path, unit, factor):
     path = write(
@@ -320,6 +324,7 @@ def test_the_voxel_size_of_imagej(tmp_path, unit, factor):
         {"axes": "ZYX", "spacing": 3.0},
         {"axes": "ZYX", "unit": "um"},
         {"axes": "ZYX", "spacing": 3.0, "unit": "pixel"},
+        {"axes": "ZYX", "spacing": 3.0, "unit": "ms"},
         {"axes": "ZYX", "spacing": 0.0, "unit": "um"},
     ],
 )

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -193,6 +196,20 @@ def test_n5_is_turned_to_z_y_x_with_its_resolution(tmp_path):
         assert np.array_equal(read_all(source), voxels)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"pixelResolution": {"unit": 3, "dimensions": [1, 1, 2]}},
+        {"pixelResolution": {"unit": "um", "dimensions": ["a", None, 2]}},
+    ],
+)
+def test_odd_words_beside_an_n5_array_hide_no_voxel(tmp_path, said):
+    voxels = volume()
+    with open_volume(n5(tmp_path / "a.n5", voxels, **said)) as source:
+        assert source.voxel_size_um is None
+        assert np.array_equal(read_all(source), voxels)
+
+
 def test_levels_of_an_n5_group_take_its_resolution(tmp_path):
     root = tmp_path / "a.n5"
     voxels = volume()
@@ -310,6 +327,34 @@ def test_a_store_on_a_web_server_is_read_as_one_on_the_disk(tmp_path, server):
         open_volume(f"{server}/b.zarr")
 
 
+SILENT = """
+import sys
+from neurodeploy_runtime import InputError, open_volume
+from neurodeploy_runtime.volumes import _tensorstore
+
+_tensorstore._SILENT_S = 1
+_tensorstore._RETRIES = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
+try:
+    open_volume(sys.argv[1])
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_takes_a_question_and_is_silent_is_given_up(monkeypatch):
+    monkeypatch.delenv("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zarr"
+        # In a process of its own: the library looks once how long it may wait.
+        ended = subprocess.run(
+            [sys.executable, "-c", SILENT, address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert f"{address} cannot be read: ABORTED" in ended.stdout, ended.stderr
+
+
 @pytest.mark.parametrize("kind", ["zarr3", "zarr2", "n5", "precomputed"])
 def test_a_server_that_denies_what_is_absent_is_read(
     tmp_path, server, monkeypatch, kind
@@ -409,6 +454,9 @@ def test_voxels_of_labels_are_refused_with_what_to_do(tmp_path):
     [
         ("zarr.json", "{"),
         ("zarr.json", "[]"),
+        ("zarr.json", "[" * 100_000),
+        ("zarr.json", '{"node_type": "group", "attributes": [3]}'),
+        ("zarr.json", '{"node_type": "group", "attributes": {"ome": "x"}}'),
         ("zarr.json", '{"node_type": "array"}'),
         ("zarr.json", '{"node_type": "group", "attributes": {"ome": {}}}'),
         (
@@ -418,7 +466,9 @@ def test_voxels_of_labels_are_refused_with_what_to_do(tmp_path):
         (".zarray", '{"shape": [1]}'),
         (".zattrs", '{"multiscales": [{"datasets": [{"path": "0"}]}]}'),
         (".zattrs", '{"multiscales": [{"datasets": []}]}'),
+        (".zattrs", '{"multiscales": [{"datasets": [{"path": 0}]}]}'),
         ("attributes.json", '{"dimensions": [1, 2, 3]}'),
+        ("attributes.json", '{"dimensions": 3}'),
         ("info", "{}"),
         ("info", '{"scales": [{"resolution": [1, 1, 1]}]}'),
     ],
