@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neurodeploy_runtime._errors import InputError
 from neurodeploy_runtime._geometry import Box
 from neurodeploy_runtime.volumes._base import Source, checked_dtype, checked_shape
 
 
 class ArraySource(Source):
     """A NumPy array as a volume, of axes z, y, x; it is not copied.
+
+    Raises
+    ------
+    InputError
+        It is no array, or one of another kind or number of axes, or it has a mask.
 
     >>> volume = ArraySource(np.arange(8, dtype=np.uint8).reshape(2, 2, 2))
     >>> volume.read(Box((1, 1, 1), (2, 2, 2))).item()
@@ -31,6 +37,15 @@ class ArraySource(Source):
         path: Path | str = "an array in memory",
         format: str = "array",
     ) -> None:
+        if not isinstance(array, np.ndarray):
+            raise InputError(
+                f"{path} is of type {type(array).__name__}: pass a NumPy array, z, y, x"
+            )
+        if isinstance(array, np.ma.MaskedArray):
+            raise InputError(
+                f"{path} has a mask, which a network does not know: fill it with the "
+                "background first, as array.filled(value)"
+            )
         self.shape = checked_shape(array.shape, str(path))
         self.dtype = checked_dtype(array.dtype, str(path))
         self.voxel_size_um = voxel_size_um

@@ -22,6 +22,10 @@ DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32"
 
 CACHE_BYTES = 256 * 2**20
 
+#: Voxels along an axis, and in all, that a volume may claim: ten thousand brains.
+MOST_SIDE = 1 << 31
+MOST_VOXELS = 10**17
+
 
 def default_threads() -> int:
     """As many as this process may use, and at most eight."""
@@ -234,8 +238,17 @@ def checked_dtype(dtype: np.dtype[Any], where: str) -> np.dtype[Any]:
 
 
 def checked_shape(shape: tuple[int, ...], where: str) -> Shape:
-    """The shape as three positive integers; raises InputError where it is not that."""
+    """The shape as three positive integers; raises InputError where it is not that.
+
+    Nor one that nothing real has: metadata of a few bytes would keep a plan of its
+    tiles busy for hours.
+    """
     if len(shape) != 3 or prod(shape) < 1 or min(shape) < 1:
         raise InputError(f"{where} has the shape {shape}: a volume has z, y, x voxels")
+    if max(shape) > MOST_SIDE or prod(shape) > MOST_VOXELS:
+        raise InputError(
+            f"{where} says that it has {' × '.join(map(str, shape))} voxels, which is "
+            "more than any volume: its metadata is damaged"
+        )
     z, y, x = (int(n) for n in shape)
     return z, y, x

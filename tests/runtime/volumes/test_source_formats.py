@@ -9,7 +9,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurodeploy_runtime import Box
+from neurodeploy_runtime import Box, InputError
 from neurodeploy_runtime.volumes import ArraySource, open_volume
 
 SHAPE = (13, 70, 90)
@@ -216,6 +216,28 @@ def test_a_volume_may_be_one_voxel_thick(name, shape, folder):
     path = written(name, folder, expected, suffix="-" + "x".join(map(str, shape)))
     with open_volume(path) as volume:
         np.testing.assert_array_equal(volume.read(Box.whole(shape)), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        ([[[1, 2]]], "of type list"),
+        (np.ma.masked_equal(np.zeros((2, 3, 4), np.uint8), 0), "has a mask"),
+        (np.zeros((3, 4), np.uint8), "a volume has z, y, x"),
+    ],
+)
+def test_what_is_no_plain_array_is_refused(array, said):
+    with pytest.raises(InputError, match=said):
+        ArraySource(array)
+
+
+@pytest.mark.parametrize("shape", [(1 << 32, 1, 1), (1 << 20, 1 << 20, 1 << 20)])
+def test_a_shape_that_nothing_has_is_refused_before_tiles_are_planned(shape):
+    claimed = np.lib.stride_tricks.as_strided(
+        np.zeros(1, np.uint8), shape, (0, 0, 0), writeable=False
+    )
+    with pytest.raises(InputError, match="its metadata is damaged"):
+        ArraySource(claimed)
 
 
 def test_an_array_is_a_volume_and_is_not_copied():
