@@ -410,14 +410,20 @@ def _seams(values: Values) -> str:
     )
 
 
+def _milliseconds(row: Values, of: str = "") -> str:
+    return f"{row[f'{of}p50_s'] * 1e3:.2f} / {row[f'{of}p99_s'] * 1e3:.2f}"
+
+
 def _live(values: Values) -> str:
     rig = {row["plane_shape"][0]: row for row in values["rig"]}
+    streamed = {row["side"]: row for row in values["streamed"]}
     rows = [
         [
             f"{row['side']}²",
             f"{row['rate_hz']:g}/s",
-            f"{row['p50_s'] * 1e3:.2f} / {row['p99_s'] * 1e3:.2f}",
-            f"{row['copy_p50_s'] * 1e3:.2f} / {row['copy_p99_s'] * 1e3:.2f}",
+            _milliseconds(row),
+            _milliseconds(streamed[row["side"]]),
+            _milliseconds(row, "copy_"),
             "–"
             if "slot_p50_s" not in row
             else f"{row['slot_p50_s'] * 1e3:.3f} / {row['slot_p99_s'] * 1e3:.3f}",
@@ -434,12 +440,15 @@ def _live(values: Values) -> str:
         "percentile, on cores that blend at that rate)\n\n"
         + table(
             [
-                *("plane", "rate", "push", "a plain copy there", "slot"),
+                *("plane", "rate", "push", "push past the cache"),
+                *("a plain copy there", "slot"),
                 *("the path alone sustains", "default model on these cores"),
             ],
             rows,
         )
-        + f"\n\nThe live path adds {min(over):.1%} to {max(over):.1%} to its engine's "
+        + "\n\nPast the cache: in a program started with the variable that "
+        "`neurodeploy rig-check` names where it helps."
+        + f" The live path adds {min(over):.1%} to {max(over):.1%} to its engine's "
         f"own time; over {memory['minutes']:g} minutes memory grew by "
         f"{memory['rss_span_bytes'] / 2**20:.1f} MiB."
     )
