@@ -361,8 +361,11 @@ def draw(values: dict[str, Any]) -> None:
     left.set(xscale="log", xlabel="push, ms", ylabel="share of pushes")
     left.legend()
     samples = values.get("memory", {}).get("samples", [])
-    right.plot([t / 60 for t, _ in samples], [r / 1e6 for _, r in samples])
-    right.set(xlabel="minutes", ylabel="resident memory, MB", ylim=(0, None))
+    held = [r / 1e6 for _, r in samples]
+    right.plot([t / 60 for t, _ in samples], held)
+    # From nothing, and with room above: a line that is flat is seen to be.
+    room = (0, 1.5 * max(held, default=1))
+    right.set(xlabel="minutes", ylabel="resident memory, MB", ylim=room)
     figure.savefig(RESULTS / "live.png", dpi=110)
 
 
