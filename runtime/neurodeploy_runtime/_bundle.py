@@ -225,6 +225,9 @@ class BundleWriter:
             for file in sorted(self.folder.iterdir())
             if file.is_file() and file.name != MODEL_JSON
         }
+        # As it will be read: a 0 that was given as an overlap is a 0.0 there.
+        plain = json.loads(json.dumps(spec.to_json()))
+        spec = ModelSpec.from_json(plain, str(self.path / MODEL_JSON))
         values = {
             **spec.to_json(),
             "files": files,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from neurodeploy_runtime._errors import BundleError
 from neurodeploy_runtime._geometry import Shape
@@ -150,7 +150,7 @@ def _triple(value: Any, kind: type, name: str, where: str) -> Any:
     return tuple(kind(v) for v in value)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     """Whether it is a finite number that a float holds; JSON's may have any size."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False

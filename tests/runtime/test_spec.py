@@ -1,8 +1,11 @@
 """What a model.json says is believed only where it can be."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import identity_spec, write_identity_bundle
 
 from neurodeploy_runtime import BundleError, ModelSpec
 
@@ -44,3 +47,8 @@ def test_what_an_export_writes_is_read() -> None:
 def test_a_field_that_cannot_be_is_named(name: str, value: object) -> None:
     with pytest.raises(BundleError, match=name):
         ModelSpec.from_json({**GOOD, name: value}, "here")
+
+
+def test_whole_numbers_are_sealed_as_they_are_read(tmp_path: Path) -> None:
+    spec = replace(identity_spec(overlap=(0, 0, 0)), voxel_size_um=(2, 1, 1))
+    assert write_identity_bundle(tmp_path / "bundle", spec).spec == spec
