@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from neurodeploy_runtime._errors import BundleError, OutputError
+from neurodeploy_runtime._errors import BundleError, OutputError, WriteError
 from neurodeploy_runtime._golden import Golden, read_golden
 from neurodeploy_runtime._spec import ModelSpec
 
@@ -26,6 +27,9 @@ MACHINES = (ENGINES, LOCAL_JSON)
 
 #: Larger than any honest model.json; checked before it is read.
 MAX_JSON_BYTES = 4_000_000
+
+#: How a disk says that it has no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Precision = Literal["fp32", "fp16"]
 
@@ -172,7 +176,7 @@ class BundleWriter:
 
     Files are put into :attr:`folder`; :meth:`seal` hashes them, writes `model.json`
     and gives the folder its final name. Leaving the context without a seal removes
-    everything.
+    everything; a full disk is a WriteError then, whatever was being written.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -217,6 +221,11 @@ class BundleWriter:
         trace: TracebackType | None,
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise WriteError(
+                f"the disk did not take the bundle {self.path} ({error.strerror}): "
+                "free space there, or choose another folder"
+            ) from error
 
     def seal(self, spec: ModelSpec) -> Bundle:
         """Hash what is in the folder, write `model.json`, take the final name."""
@@ -225,6 +234,9 @@ class BundleWriter:
             for file in sorted(self.folder.iterdir())
             if file.is_file() and file.name != MODEL_JSON
         }
+        # As it will be read: a 0 that was given as an overlap is a 0.0 there.
+        plain = json.loads(json.dumps(spec.to_json()))
+        spec = ModelSpec.from_json(plain, str(self.path / MODEL_JSON))
         values = {
             **spec.to_json(),
             "files": files,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ MAX_GOLDEN_BYTES = 1 << 30
 
 #: What zipfile and NumPy raise of a damaged file, beside errors of their own.
 _DAMAGED = (OSError, ValueError, EOFError, RuntimeError, struct.error)
+
+#: Decoders of the others raise errors of their own.
+_COMPRESSED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def _array(
     member = f"{name}.npy"
     if member not in archive.namelist():
         raise ValueError(f"it lacks {name}")
+    if archive.getinfo(member).compress_type not in _COMPRESSED:
+        raise ValueError(f"its {name} is compressed as no export does it")
     with archive.open(member) as file:
         first = np.lib.format.read_magic(file) == (1, 0)
         read_header = (
@@ -96,7 +102,11 @@ def _array(
             if first
             else np.lib.format.read_array_header_2_0
         )
-        found, _, dtype = read_header(file)
+        try:
+            found, _, dtype = read_header(file)
+        except (tokenize.TokenError, MemoryError) as error:
+            # What Python's own parser says of brackets without an end, or of too many.
+            raise ValueError(f"its {name} has a header that is none") from error
     if found[1:] != shape or found[0] < 1 or dtype.kind != "f":
         raise ValueError(
             f"it holds {name} {found} of {dtype}, not floats (n, "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from neurodeploy_runtime._errors import BundleError
 from neurodeploy_runtime._geometry import Shape
@@ -117,11 +118,17 @@ class ModelSpec:
         for name in ("name", "mode", "normalisation"):
             if name in clean and not isinstance(clean[name], str):
                 raise BundleError(f"{where}: {name} is not a text")
-        for name in ("threshold",):
-            if not isinstance(clean[name], int | float):
-                raise BundleError(f"{where}: {name} is not a number")
-        if not isinstance(clean.get("max_batch", 1), int):
-            raise BundleError(f"{where}: max_batch is not a whole number")
+        for name in ("threshold", "flop_per_tile"):
+            value = clean.get(name)
+            if name not in required and value is None:
+                continue
+            if not _is_number(value) or not value >= 0:
+                raise BundleError(f"{where}: {name} is {value!r}, not a number")
+        batch = clean.get("max_batch", 1)
+        if type(batch) is not int or batch < 1:
+            raise BundleError(
+                f"{where}: max_batch is {batch!r}, not a whole number from 1 on"
+            )
         for name in ("validated_on", "training", "parity"):
             if not isinstance(clean.get(name, {}), dict):
                 raise BundleError(f"{where}: {name} is not an object")
@@ -133,12 +140,18 @@ class ModelSpec:
 def _triple(value: Any, kind: type, name: str, where: str) -> Any:
     if value is None and name == "voxel_size_um":
         return None
-    numbers = int if kind is int else (int, float)
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3
-        or not all(isinstance(v, numbers) and not isinstance(v, bool) for v in value)
+        or not all(_is_number(v) and isinstance(v, int | kind) for v in value)
         or not all(v >= 0 for v in value)
     ):
         raise BundleError(f"{where}: {name} is {value!r}, not three numbers (z, y, x)")
     return tuple(kind(v) for v in value)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is a finite number that a float holds; JSON's may have any size."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max

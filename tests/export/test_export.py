@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -184,6 +186,27 @@ def test_a_disk_that_fills_up_amid_the_weights_leaves_nothing(
             export_bundle(network, spec, tiles, ExportSettings(), folder_is_empty / "b")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("file", [".check.onnx", "parity_onnx.png", "model.json"])
+def test_a_disk_that_fills_up_amid_any_file_leaves_nothing(
+    folder_is_empty: Path,
+    network: nn.Module,
+    tiles: Tiles,
+    spec: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    really_open = Path.open
+
+    def full(path: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
+        if path.name == file and "w" in mode:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really_open(path, mode, *others, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(WriteError, match="free space there"):
+        export_bundle(network, spec, tiles, ExportSettings(), folder_is_empty / "b")
 
 
 def test_weights_beside_the_graph_are_sealed_with_it(

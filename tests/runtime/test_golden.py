@@ -31,6 +31,11 @@ def claiming(shape: tuple[int, ...]) -> bytes:
     return out.getvalue() + bytes(64)
 
 
+def header(text: str) -> bytes:
+    """An array whose header says this."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def archive(path: Path, **members: bytes) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in members.items():
@@ -59,6 +64,8 @@ def test_what_was_frozen_is_read(tmp_path: Path) -> None:
         (lambda: claiming((10**9, 1, *TILE)), "it claims 48000000000 values"),
         (lambda: claiming((2, 1, *TILE)), "not what an export writes"),
         (lambda: b"not an array", "not what an export writes"),
+        (lambda: header("{'shape': (2L, (\n"), "a header that is none"),
+        (lambda: header("-" * 9000 + "1"), "a header that is none"),
     ],
 )
 def test_what_no_export_writes_is_a_sentence(
@@ -80,3 +87,12 @@ def test_damage_is_read_or_a_sentence(tmp_path: Path) -> None:
         with suppress(BundleError):
             golden = read_golden(path, TILE, WINDOW)
             assert golden.voxels.shape == VOXELS.shape
+
+
+def test_what_is_compressed_as_no_export_does_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("voxels.npy", npy(VOXELS))
+        file.writestr("probability.npy", npy(ANSWERS))
+    with pytest.raises(BundleError, match="compressed as no export does it"):
+        read_golden(path, TILE, WINDOW)

@@ -118,6 +118,8 @@ GOOD: dict[str, Any] = {
         (json.dumps([{**GOOD, "batch": True}]), "batch True"),
         (json.dumps([{**GOOD, "threads": 0}]), "threads 0 is not"),
         (json.dumps([{**GOOD, "machine": 3}]), "are texts"),
+        (json.dumps([{**GOOD, "tile_s": "fast"}]), "tile_s 'fast' is no time"),
+        (json.dumps([{**GOOD, "tile_s": float("nan")}]), "tile_s nan is no time"),
         (" " * 1_000_001, "1000001 bytes"),
     ],
 )

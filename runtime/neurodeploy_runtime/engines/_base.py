@@ -44,6 +44,19 @@ class EngineSettings:
     blend_on: PlaceName = "auto"
 
 
+def take_answer(answer: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Copy what a network answered; a ValueError where it is no window for each tile.
+
+    A smaller answer would be repeated until it fills `out`.
+    """
+    if answer.shape != out.shape:
+        raise ValueError(
+            f"it answers {answer.shape}, and the bundle says {out.shape} (batch, 1, "
+            "*window): export the checkpoint again"
+        )
+    np.copyto(out, answer, casting="same_kind")
+
+
 class Engine(ABC):
     """A network, loaded and warm.
 
@@ -77,10 +90,15 @@ class Engine(ABC):
         there = machine_memory()
         if there is not None and wanted > there:
             one = wanted // self.batch
+            most = there // one
             raise SettingsError(
                 f"a batch of {self.batch} tiles takes {wanted / 1e9:.1f} GB, but this "
-                f"process can have {there / 1e9:.1f}: ask for a batch of at most "
-                f"{max(1, there // (4 * one))}"
+                f"process can have {there / 1e9:.1f}: "
+                + (
+                    f"ask for a batch of at most {max(1, most // 4)}"
+                    if most
+                    else "use another machine, or a model of smaller tiles"
+                )
             )
 
     @property

@@ -8,6 +8,7 @@ measured on; what was measured on another one counts for nothing here.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, fields
@@ -103,6 +104,8 @@ def _entry(bundle: Bundle, values: Any) -> LocalSettings:
         )
     if one.threads is not None and (type(one.threads) is not int or one.threads < 1):
         raise ValueError(f"threads {one.threads!r} is not a whole number from 1 on")
+    if type(one.tile_s) not in (int, float) or not 0 < one.tile_s < math.inf:
+        raise ValueError(f"tile_s {one.tile_s!r} is no time that a tile takes")
     return one
 
 

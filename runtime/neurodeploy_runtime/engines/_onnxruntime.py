@@ -24,7 +24,7 @@ from neurodeploy_runtime._errors import (
 from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
 from neurodeploy_runtime.arrays import Arrays
 from neurodeploy_runtime.arrays._cuda import CudaArrays
-from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime.engines._base import Engine, EngineSettings, take_answer
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.engines._cuda_driver import gpus
 from neurodeploy_runtime.engines._local import local_settings
@@ -243,7 +243,7 @@ class OnnxRuntimeEngine(Engine):
         feed = batch.astype(np.float16) if self._half_io else batch
         with self._named():
             (answer,) = self._session.run([OUTPUT_NAME], {INPUT_NAME: feed})
-        np.copyto(out, answer, casting="same_kind")
+            take_answer(answer, out)
 
     def arrays(self) -> Arrays:
         """See :meth:`Engine.arrays`."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from neurodeploy_runtime._bundle import Bundle
 from neurodeploy_runtime._errors import EngineError
-from neurodeploy_runtime.engines._base import Engine, EngineSettings
+from neurodeploy_runtime._spec import INPUT_NAME, OUTPUT_NAME
+from neurodeploy_runtime.engines._base import Engine, EngineSettings, take_answer
 from neurodeploy_runtime.engines._cores import usable_cores
 from neurodeploy_runtime.engines._local import local_settings
 from neurodeploy_runtime.engines._resident import why_not_resident
@@ -95,8 +96,8 @@ class OpenVinoEngine(Engine):
         # A request is one caller's at a time: another would take its answer.
         request = self._requests.get()
         try:
-            request.infer([batch], share_inputs=True)
-            np.copyto(out, request.get_output_tensor(0).data)
+            request.infer({INPUT_NAME: batch}, share_inputs=True)
+            take_answer(request.get_tensor(OUTPUT_NAME).data, out)
         except Exception as error:
             raise EngineError(
                 f"OpenVINO failed at batch {self.batch}: {error}"

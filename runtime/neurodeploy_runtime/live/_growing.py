@@ -242,8 +242,9 @@ class GrowingZarr(Growing):
         super().__init__(path, settle_s)
         self._options = options
         self._source: Source | None = None
-        #: The files of a layer that was taken before the array was made longer.
-        self._partial: Seen = ()
+        #: A layer in which the array ended when its files were seen so: its number,
+        #: the depth then, the files.
+        self._cut: tuple[int, int, Seen] = -1, 0, ()
         #: Whether the disk holds more than what was opened.
         self._stale = False
         self._marks: Seen = ()
@@ -299,11 +300,13 @@ class GrowingZarr(Growing):
         if begun is None:
             return
         self.there = min((begun + 1) * self._z_chunk, self.declared or 0)
+        self._note_cut(layers)
         before = self.whole
         settled_so_far = True
         for layer, (files, every) in layers.items():
             if layer > begun:
                 break
+            stop = min((layer + 1) * self._z_chunk, self.declared or 0)
             later = layer < begun
             whole = len(files) == every
             # Chunks of zeros may not be stored at all; but one that is written out
@@ -312,13 +315,14 @@ class GrowingZarr(Growing):
             # that were taken for fewer planes do not hold them yet.
             shorter = self._is_shorter(layer, files)
             patience = 1 if whole and not shorter else ABSENT
-            settled = self._settled(str(layer), (files, later), patience)
+            settled = self._settled(str(layer), (files, later, stop), patience)
+            if stop <= self.whole:
+                continue
             last = layer + 1 == self._layers and whole and not shorter
             # The clock of every layer runs, behind one that is not settled too.
             settled_so_far &= settled and (later or last)
             if settled_so_far:
-                self.whole = min((layer + 1) * self._z_chunk, self.declared or 0)
-                self._partial = files if self.whole % self._z_chunk else ()
+                self.whole = stop
                 self._changes.pop(str(layer))
         # What was looked at before may have been kept, as empty.
         self._stale |= self.whole > before
@@ -341,10 +345,27 @@ class GrowingZarr(Growing):
         self._marks = marks
         return True
 
+    def _note_cut(self, layers: Mapping[int, tuple[Seen, int]]) -> None:
+        """Remember the files of a layer in which the array ends."""
+        last = self._layers - 1
+        files = layers[last][0] if last in layers else ()
+        cut, _, before = self._cut
+        # Made longer again without a word to the files, they hold what they held.
+        if (
+            files
+            and (self.declared or 0) % self._z_chunk
+            and (last, files)
+            != (
+                cut,
+                before,
+            )
+        ):
+            self._cut = last, self.declared or 0, files
+
     def _is_shorter(self, layer: int, files: Seen) -> bool:
-        """Whether this layer was taken when the array ended in it, and is as it was."""
-        taken = bool(self._partial) and layer == self.whole // self._z_chunk
-        return taken and files == self._partial
+        """Whether this layer is as it was when the array ended in it, above."""
+        cut, depth, before = self._cut
+        return (layer, files) == (cut, before) and depth < (self.declared or 0)
 
     def _scan(self, first: int, ahead: int) -> dict[int, tuple[Seen, int]]:
         """The files of layers from `first` on, until `ahead` in a row have none."""
@@ -369,8 +390,11 @@ class GrowingZarr(Growing):
         """See :meth:`Growing.end`."""
         layers = self._scan(self.whole // self._z_chunk, self._layers + 1)
         begun = max((k for k, (files, _) in layers.items() if files), default=None)
-        if begun is not None and not self._is_shorter(begun, layers[begun][0]):
+        if begun is not None:
             self.there = min((begun + 1) * self._z_chunk, self.declared or 0)
+            if self._is_shorter(begun, layers[begun][0]):
+                # What was announced since then never came.
+                self.there = self._cut[1]
             if self.there > self.whole:
                 self.doubtful = self._doubts(layers, begun)
                 self.whole = self.there

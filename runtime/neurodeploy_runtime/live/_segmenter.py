@@ -189,6 +189,8 @@ class LiveSegmenter:
         self._pushing = threading.Lock()
         #: The thread that holds it.
         self._bringing: int | None = None
+        #: The thread of the stream that calls what waits for a future.
+        self._telling: int | None = None
         self._lock = threading.Lock()
         #: Held while one stack gives way to another: what is closed is then the last.
         self._turning = threading.Lock()
@@ -388,8 +390,9 @@ class LiveSegmenter:
     def future(self, z: int) -> Future[LivePlane]:
         """A future of plane z, to be asked for before that plane is finished.
 
-        What is called when it is done is called by the stream, which waits for it. Of
-        one that is cancelled in time, the plane goes where all others go.
+        What is called when it is done is called by the stream, which waits for it: it
+        may not close the stream. Of one that is cancelled in time, the plane goes where
+        all others go.
         """
         return self._outlet.future(operator.index(z))
 
@@ -541,8 +544,14 @@ class LiveSegmenter:
         Raises
         ------
         StreamError
-            A tile or `on_plane` has not come back for a minute; it is left behind.
+            A tile or `on_plane` has not come back for a minute; it is left behind. Or
+            what is called when a future is done asks for it: nothing was stopped.
         """
+        if self._telling == threading.get_ident() and not self._closed:
+            raise StreamError(
+                "the stream waits for what is called when a future is done: let that "
+                "return, and close from another thread"
+            )
         with self._lock:
             if self._closed:
                 return
@@ -619,15 +628,19 @@ class LiveSegmenter:
 
     def _work(self) -> None:
         step_back(self.settings.niceness)
+        error: NeurodeployError | None = None
         try:
             self._stream.run()
-        except NeurodeployError as error:
-            self.fail(error)
-        except BaseException as error:
-            failed = EngineError(f"the stream failed: {type(error).__name__}: {error}")
-            failed.__cause__ = error
-            self.fail(failed)
-        else:
+        except NeurodeployError as known:
+            error = known
+        except BaseException as unknown:
+            kind = type(unknown).__name__
+            error = EngineError(f"the stream failed: {kind}: {unknown}")
+            error.__cause__ = unknown
+        with self._told_by_stream():
+            if error is not None:
+                self.fail(error)
+                return
             with self._lock:
                 self._is_done = True
             self._outlet.end()
@@ -759,7 +772,20 @@ class LiveSegmenter:
     def _put(self, z: int, voxels: NDArray[np.uint8], *, valid: bool) -> None:
         arrived = self._ring.arrived
         latency = self._tally.finished(z, valid=valid)
-        self._outlet.put(LivePlane(z, voxels, valid, latency, arrived - 1 - z))
+        with self._told_by_stream():
+            self._outlet.put(LivePlane(z, voxels, valid, latency, arrived - 1 - z))
+
+    @contextmanager
+    def _told_by_stream(self) -> Iterator[None]:
+        """Around what may call those who wait for a future, in a thread of the stream.
+
+        Closing waits for that thread, which would wait for itself.
+        """
+        self._telling = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._telling = None
 
 
 def _closing(live: LiveSegmenter) -> Callable[[], None]:

@@ -230,6 +230,12 @@ class Welcome:
         if len(name) != length:
             raise ProtocolError("a WELCOME has another length than it says")
         limit, ring, outlet, window, stride, least, most = fields[:7]
+        if outlet == 0:
+            # A client keeps as many itself: with none it would wait for ever.
+            raise ProtocolError(
+                "a WELCOME says that no finished plane may wait: look whether it is "
+                "`neurodeploy serve` that answers"
+            )
         text = name.decode(errors="replace")
         return cls(limit, ring, outlet, window, stride, least, most, text)
 

@@ -430,6 +430,28 @@ def test_planes_that_are_announced_within_a_chunk_are_waited_for(tmp_path):
     np.testing.assert_array_equal(growing.read(0, 8), stack)
 
 
+@pytest.mark.parametrize("come", [True, False])
+def test_planes_announced_before_those_above_them_are_taken_are_waited_for(
+    tmp_path, come
+):
+    """The chunk was seen, and had not settled, when the array was made longer."""
+    stack = stack_of(4)
+    array = zarr_of(tmp_path / "acquired.zarr", 3, [4, 20, 24])
+    array[:3].write(stack[:3]).result()
+    growing = GrowingZarr(tmp_path / "acquired.zarr", 0.02, ReadOptions())
+    growing.look()
+    longer = array.resize(exclusive_max=[4, *SHAPE]).result()
+    assert looked_at(growing) < 4
+    if come:
+        longer[3:].write(stack[3:]).result()
+        assert looked_at(growing) == 4
+    else:
+        growing.end()
+        assert growing.whole == 3
+    planes = growing.whole
+    np.testing.assert_array_equal(growing.read(0, planes), stack[:planes])
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

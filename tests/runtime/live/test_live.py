@@ -8,7 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -478,6 +478,35 @@ def test_futures_get_their_planes_and_the_queue_the_others(bundle):
             futures[2].result(WAIT_S)
         with pytest.raises(StreamError, match="plane 4 was finished before"):
             live.future(4)
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "absent"])
+def test_what_a_future_calls_cannot_close_the_stream_that_waits_for_it(bundle, how):
+    class Broken(NumpyEngine):
+        def infer(self, batch, out):
+            raise EngineError("the device is gone")
+
+    stack = stack_of(20)
+    said: list[str] = []
+    called = threading.Event()
+
+    def close(_):
+        try:
+            live.close()
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+        called.set()
+
+    engine = Broken(bundle) if how == "failed" else engine_of(bundle)
+    with opened(bundle, stack, engine=engine) as live:
+        live.future(99 if how == "absent" else 3).add_done_callback(close)
+        with suppress(EngineError):
+            live.push(stack)
+            live.finish()
+        assert called.wait(WAIT_S)
+        assert live.state != "closed"
+    assert len(said) == 1
+    assert said[0].startswith("StreamError: the stream waits for what is called")
 
 
 def test_a_reader_that_never_reads_holds_up_and_is_named(bundle):

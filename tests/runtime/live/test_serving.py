@@ -495,6 +495,19 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever():
                 opened.close()
 
 
+def test_a_server_that_lets_no_plane_wait_is_refused():
+    """Its client would keep none, and wait for ever at the first."""
+    said = Welcome(10**8, 16, 0, 8, 6, 3, 8, "none").pack()
+    header = Header(Kind.WELCOME, length=len(said)).pack()
+    listening, clients = deaf_server(header + said)
+    try:
+        with pytest.raises(ProtocolError, match="no finished plane may wait"):
+            RigClient(HELLO, listening.getsockname()[1], timeout_s=WAIT_S)
+    finally:
+        for opened in (listening, *clients):
+            opened.close()
+
+
 def test_an_answer_that_comes_too_late_is_not_that_to_the_next_question():
     listening, clients = deaf_server(WELCOME)
 
