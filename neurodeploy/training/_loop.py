@@ -182,7 +182,7 @@ def train(
             step=step,
             name=settings.name,
             threshold=score.threshold if score else 0.5,
-            voxel_size_um=settings.voxel_size_um,
+            voxel_size_um=_voxel_size_of(volumes, settings),
             transfer=rows,
             tuned=tuned,
             training=_portable(settings),
@@ -275,6 +275,14 @@ def _make(out: Path) -> None:
         raise OutputError(
             f"{out} cannot be made: {error.strerror}; choose another folder"
         ) from error
+
+
+def _voxel_size_of(
+    volumes: Sequence[AnnotatedVolume], settings: TrainSettings
+) -> tuple[float, float, float] | None:
+    """The voxel size of all volumes; None where it is not known, or not one."""
+    sizes = {volume.voxel_size_um or settings.voxel_size_um for volume in volumes}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _portable(settings: TrainSettings) -> dict[str, Any]:
