@@ -401,8 +401,18 @@ def _fabric(settings: TrainSettings) -> Any:
             f"{settings.devices} devices need Lightning Fabric: pip install "
             "lightning-fabric"
         ) from error
-    accelerator = "auto" if settings.device == "auto" else settings.device
-    fabric = Fabric(accelerator=accelerator, devices=settings.devices, strategy="ddp")
+    device = _device(settings)
+    if device.index is not None:
+        raise ConfigError(
+            f"device {settings.device!r} is one device, and devices is "
+            f"{settings.devices}: name their kind, {device.type}"
+        )
+    if device.type == "cuda" and torch.cuda.device_count() < settings.devices:
+        raise ConfigError(
+            f"{settings.devices} devices were asked for, and PyTorch sees "
+            f"{torch.cuda.device_count()} GPUs here: use as many, or device = 'cpu'"
+        )
+    fabric = Fabric(accelerator=device.type, devices=settings.devices, strategy="ddp")
     fabric.launch()
     return fabric
 
@@ -424,6 +434,14 @@ def _device(settings: TrainSettings) -> torch.device:
             f"device {settings.device!r} was asked for, and PyTorch sees "
             f"{torch.cuda.device_count()} here: they are counted from cuda:0"
         )
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"device {settings.device!r} was asked for, and PyTorch cannot use it "
+                f"here ({said_by(error)}): use cpu"
+            ) from error
     return device
 
 
@@ -449,7 +467,8 @@ def _batches(
     numbers = range(first_step * settings.batch, settings.steps * settings.batch)
     share = settings.batch // settings.devices
     rank = 0 if fabric is None else fabric.global_rank
-    mine = [n for n in numbers if n % settings.batch // share == rank]
+    # No list: a run that somebody will stop has more steps than memory holds numbers.
+    mine = (n for n in numbers if n % settings.batch // share == rank)
     loader: DataLoader[Any] = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_size=share,

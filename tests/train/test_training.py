@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
+from neurodeploy.data import Samples
 from neurodeploy.data._volumes import part_of
 from neurodeploy.networks import Network
 from neurodeploy.training import (
@@ -163,6 +165,68 @@ def test_a_gpu_that_is_full_or_absent_is_a_sentence(
     asked = dataclasses.replace(tiny_settings, device="cuda:1", out="elsewhere")
     with pytest.raises(ConfigError, match=r"'cuda:1' was asked for, and .* sees 1"):
         train(asked, volumes[:2], volumes[2:])
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "said"),
+    [
+        ("meta", 1, "'meta' was asked for, and PyTorch cannot use it here"),
+        ("cuda", 2, "'cuda' was asked for, and PyTorch sees no GPU here"),
+        ("gpu", 2, "'gpu' is unknown"),
+        ("cpu:0", 2, "'cpu:0' is one device, and devices is 2: name their kind, cpu"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_a_sentence(
+    tiny_settings, volumes, device, devices, said
+):
+    asked = dataclasses.replace(tiny_settings, device=device, devices=devices)
+    with pytest.raises(ConfigError, match=said):
+        train(asked, volumes[:2])
+
+
+def test_more_gpus_than_there_are_is_a_sentence(tiny_settings, volumes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = dataclasses.replace(tiny_settings, device="cuda", devices=2)
+    with pytest.raises(ConfigError, match=r"2 devices were asked for, .* sees 1 GPUs"):
+        train(asked, volumes[:2])
+
+
+def test_a_run_of_a_million_steps_takes_no_memory_for_those_to_come(
+    tiny_settings, volumes
+):
+    asked = dataclasses.replace(tiny_settings, steps=1_000_000)
+    samples = Samples(volumes, asked.network.tile, asked.network.window, None, 0)
+    tracemalloc.start()
+    batches = loop._batches(samples, asked, 0, None)
+    next(batches)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+SIZES = {"all": [(2.0, 0.5, 0.5)] * 2, "two": [(2.0, 0.5, 0.5), (1.0, 0.5, 0.5)]}
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        (SIZES["all"], (2.0, 0.5, 0.5)),
+        (SIZES["two"], None),
+        ([None, None], (3.0, 1.0, 1.0)),
+        ([None, (3.0, 1.0, 1.0)], (3.0, 1.0, 1.0)),
+    ],
+)
+def test_a_checkpoint_names_the_voxel_size_of_its_volumes(
+    tiny_settings, volumes, own, found
+):
+    """And the one of the settings only for those that do not say theirs."""
+    sized = [
+        dataclasses.replace(volume, voxel_size_um=size)
+        for volume, size in zip(volumes, own, strict=False)
+    ]
+    asked = dataclasses.replace(tiny_settings, steps=1, voxel_size_um=(3.0, 1.0, 1.0))
+    assert read_checkpoint(train(asked, sized).checkpoint).voxel_size_um == found
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
