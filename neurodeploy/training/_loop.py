@@ -28,7 +28,7 @@ from neurodeploy.training._checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from neurodeploy.training._log import Log, Row, draw_curves
+from neurodeploy.training._log import Log, Row, draw_curves, written
 from neurodeploy.training._losses import segmentation_loss
 from neurodeploy.training._optimiser import (
     RunningAverage,
@@ -160,7 +160,8 @@ def train(
     if first_rank:
         _make(out)
         plain = json.dumps(settings.to_json(), indent=1)
-        write_atomically(out / "config.json", plain + "\n")
+        with written(out / "config.json"):
+            write_atomically(out / "config.json", plain + "\n")
         log = Log(out / "log.csv", step)
     trained: Any = network
     stepper: Any = optimiser

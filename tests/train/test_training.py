@@ -1,7 +1,11 @@
 """A run is what its settings say, whenever it is killed and whatever happens."""
 
+import builtins
 import dataclasses
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -27,7 +31,7 @@ from neurodeploy.training import (
 )
 from neurodeploy.training import _loop as loop
 from neurodeploy.training._optimiser import RunningAverage, build_optimiser
-from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._errors import OutputError, WriteError
 
 KILLED = """
 import json, os, signal, sys
@@ -246,6 +250,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
     network, checkpoint = load_checkpoint(Path(tiny_settings.out) / "last")
     assert checkpoint.step == 2
     assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.csv", "curves.png"])
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_where_there_is_room(
+    tiny_settings, volumes, monkeypatch, tmp_path, name
+):
+    whole = dataclasses.replace(tiny_settings, out=str(tmp_path / "whole"))
+    train(whole, volumes[:2], volumes[2:])
+    true_open, places = builtins.open, []
+    room = 0 if name == "config.json" else 1  # which is written once
+
+    def full(file, mode="r", *arguments, **options):
+        if name in str(file) and mode[0] in "aw":
+            places.append(file)
+            if len(places) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return true_open(file, mode, *arguments, **options)
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", full)
+    with pytest.raises(WriteError, match=rf"write .*{name}: .*No space .*resume"):
+        train(tiny_settings, volumes[:2], volumes[2:])
+    monkeypatch.undo()
+    train(tiny_settings, volumes[:2], volumes[2:], resume=True)
+    assert losses(tiny_settings.out) == losses(whole.out)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tiny_settings, volumes):
