@@ -343,7 +343,7 @@ def volumes_before(settings: TrainSettings) -> dict[str, Listed]:
     if settings.init == "scratch" or _has_donor(settings):
         return {"before": []}
     theirs = read_checkpoint(Path(settings.init)).volumes
-    if "before" not in theirs:
+    if not {"before", "training"} <= set(theirs):
         return {}
     chosen = theirs.get("chosen before", []) + theirs.get("validation", [])
     return {

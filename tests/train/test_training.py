@@ -348,6 +348,19 @@ def test_an_old_checkpoint_is_resumed_and_says_nothing_of_its_volumes(
     assert part_of(volumes[2].image, known) is None
 
 
+def test_what_a_start_learned_from_is_unknown_where_it_names_no_volumes_of_its_own(
+    tiny_settings, volumes, tmp_path
+):
+    last = train(dataclasses.replace(tiny_settings, steps=1), volumes[:2]).out / "last"
+    path = last / "checkpoint.json"
+    values = json.loads(path.read_text())
+    del values["volumes"]["training"]
+    path.write_text(json.dumps(values))
+    more = dataclasses.replace(tiny_settings, out=str(tmp_path / "m"), init=str(last))
+    tuned = train(dataclasses.replace(more, steps=1), volumes[:1]).out / "last"
+    assert part_of(volumes[1].image, read_checkpoint(tuned).volumes) is None
+
+
 def test_a_checkpoint_older_than_a_setting_is_resumed(tiny_settings, volumes):
     train(dataclasses.replace(tiny_settings, steps=2), volumes)
     path = Path(tiny_settings.out) / "last" / "checkpoint.json"
