@@ -45,6 +45,8 @@ class AnnotatedVolume:
     measured
         Constants to normalise by, of the volume that the image was cut from; None:
         measured on the image.
+    voxel_size_um
+        z, y, x; None where nothing says it.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class AnnotatedVolume:
     group: str = "data"
     isotropic: bool = False
     measured: Normalisation | None = None
+    voxel_size_um: tuple[float, float, float] | None = None
     normalisation: Normalisation = field(init=False)
     neurite_places: NDArray[np.int64] = field(init=False, repr=False)
     labelled_places: NDArray[np.int64] = field(init=False, repr=False)
@@ -79,14 +82,23 @@ class AnnotatedVolume:
             raise DataError(f"{self.name}: every voxel is to be ignored")
         flat = self.labels.ravel()[labelled]
         neurite = labelled[flat != BACKGROUND]
-        normalisation = self.measured
-        if normalisation is None:
-            histogram = Histogram(self.image.dtype)
-            histogram.add(self.image)
-            normalisation = histogram.freeze("background-asinh")
+        normalisation = self.measured or measure(self.image)
         object.__setattr__(self, "normalisation", normalisation)
         object.__setattr__(self, "neurite_places", _thinned(neurite))
         object.__setattr__(self, "labelled_places", _thinned(labelled))
+
+
+def measure(image: NDArray[Any]) -> Normalisation:
+    """Constants to normalise an image (z, y, x) by.
+
+    Raises
+    ------
+    InputError
+        Where it is constant, or holds NaN or infinity.
+    """
+    histogram = Histogram(image.dtype)
+    histogram.add(image)
+    return histogram.freeze("background-asinh")
 
 
 def _thinned(places: NDArray[np.int64]) -> NDArray[np.int64]:

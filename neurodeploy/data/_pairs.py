@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neurodeploy._errors import DataError
-from neurodeploy.data._dataset import BACKGROUND, NEURITE, AnnotatedVolume
+from neurodeploy.data._dataset import (
+    BACKGROUND,
+    NEURITE,
+    AnnotatedVolume,
+    measure,
+)
 from neurodeploy.data._labels import LabelKind, Labels, kinds_of, labels_of
 from neurodeploy.data._reading import Reading
 from neurodeploy.data._results import is_result
@@ -235,6 +240,8 @@ def _load(
     with reading.open(pair.image) as source:
         image, size = _whole(pair.image, source), source.voxel_size_um
     size = size or voxel_size_um
+    # First: a tracing would be said not to lie on what is bright in an image of NaN.
+    constants = measure(image)
     if pair.kind == "tracing":
         tracing = read_tracing(pair, unit=unit, voxel_size_um=size, reading=reading)
         for note in tracing.notes:
@@ -253,6 +260,8 @@ def _load(
         pair.name,
         group,
         isotropic=size is not None and max(size) < 1.05 * min(size),
+        measured=constants,
+        voxel_size_um=size,
     )
 
 

@@ -205,8 +205,8 @@ def write_swc(
         z, y, x = morphology.position[row]
         up = morphology.parent[row]
         lines.append(
-            f"{number[row]} {morphology.kind[row]} {x:.6g} {y:.6g} {z:.6g} "
-            f"{morphology.radius[row]:.6g} {number[up] if up >= 0 else -1}"
+            f"{number[row]} {morphology.kind[row]} {_text(x)} {_text(y)} {_text(z)} "
+            f"{_text(morphology.radius[row])} {number[up] if up >= 0 else -1}"
         )
     part = path.with_name(path.name + ".part")
     try:
@@ -214,6 +214,12 @@ def write_swc(
         part.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _text(value: float) -> str:
+    """Six digits, and of a large number as many as keep a thousandth."""
+    before = math.floor(math.log10(abs(value))) + 1 if value else 1
+    return f"{value:.{max(6, before + 3)}g}"
 
 
 def _parents_first(parent: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -57,6 +57,8 @@ class Checkpoint:
         Probability above which a voxel is a neurite, chosen on the validation data.
     overlap
         Share of the window that neighbouring tiles have in common, z, y, x.
+    voxel_size_um
+        Of the volumes that were trained on, z, y, x; None: not known, or not one.
     transfer
         What became of each parameter of the donor, as rows of plain values.
     tuned

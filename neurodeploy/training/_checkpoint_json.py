@@ -39,6 +39,30 @@ def _three(value: Any, fits: Callable[[float], bool]) -> bool:
     )
 
 
+def _row(value: Any) -> bool:
+    """Whether a value is what became of one parameter."""
+    return (
+        isinstance(value, dict)
+        and set(value) >= _ROW
+        and all(isinstance(value[name], str) for name in _ROW - {"shape"})
+        and isinstance(value["shape"], list)
+    )
+
+
+def _measured(value: Any) -> bool:
+    """Whether figures are those of a validation, or say nothing of one."""
+    if not isinstance(value, dict):
+        return False
+    found = value.get("validation", {})
+    return isinstance(found, dict) and (
+        not found
+        or (
+            all(_number(found.get(name)) for name in ("average_precision", "dice"))
+            and _number(found.get("step", 0))
+        )
+    )
+
+
 #: Of each field what it has to be, and whether a value is that.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "step": (
@@ -61,14 +85,12 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "transfer": (
         "a list of what became of each parameter",
-        lambda v: (
-            isinstance(v, list)
-            and all(isinstance(row, dict) and set(row) >= _ROW for row in v)
-        ),
+        lambda v: isinstance(v, list) and all(map(_row, v)),
     ),
     "tuned": ("true or false", lambda v: isinstance(v, bool)),
+    "figures": ("an object, its validation one of numbers", _measured),
     **dict.fromkeys(
-        ("training", "figures", "validated_on"),
+        ("training", "validated_on"),
         ("an object", lambda v: isinstance(v, dict)),
     ),
 }

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from neurodeploy_runtime._atomic import write_atomically
+from neurodeploy_runtime._errors import WriteError, said_by
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """A disk that refuses a file of a run, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {path}: {said_by(error)}; make room there, or see who may "
+            "write there, and resume the run"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -38,12 +53,16 @@ class Log:
         writer.writerow(f.name for f in fields(Row))
         writer.writerows(asdict(row).values() for row in self.rows)
         # Killed here, a run keeps the rows that it had.
-        write_atomically(path, text.getvalue())
+        with written(path):
+            write_atomically(path, text.getvalue())
 
     def add(self, row: Row) -> None:
         """Append a row, durable to a crash of this process."""
         self.rows.append(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with (
+            written(self.path),
+            self.path.open("a", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file).writerow(asdict(row).values())
 
 
@@ -98,4 +117,5 @@ def draw_curves(rows: list[Row], path: Path) -> None:
             right.plot(*zip(*points, strict=True), marker=".", label=label)
             right.legend()
     right.set(xlabel="step", ylabel="validation", ylim=(0, 1))
-    figure.savefig(path, dpi=120)
+    with written(path):
+        figure.savefig(path, dpi=120)

@@ -28,7 +28,7 @@ from neurodeploy.training._checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from neurodeploy.training._log import Log, Row, draw_curves
+from neurodeploy.training._log import Log, Row, draw_curves, written
 from neurodeploy.training._losses import segmentation_loss
 from neurodeploy.training._optimiser import (
     RunningAverage,
@@ -160,7 +160,8 @@ def train(
     if first_rank:
         _make(out)
         plain = json.dumps(settings.to_json(), indent=1)
-        write_atomically(out / "config.json", plain + "\n")
+        with written(out / "config.json"):
+            write_atomically(out / "config.json", plain + "\n")
         log = Log(out / "log.csv", step)
     trained: Any = network
     stepper: Any = optimiser
@@ -182,7 +183,7 @@ def train(
             step=step,
             name=settings.name,
             threshold=score.threshold if score else 0.5,
-            voxel_size_um=settings.voxel_size_um,
+            voxel_size_um=_voxel_size_of(volumes, settings),
             transfer=rows,
             tuned=tuned,
             training=_portable(settings),
@@ -277,6 +278,14 @@ def _make(out: Path) -> None:
         ) from error
 
 
+def _voxel_size_of(
+    volumes: Sequence[AnnotatedVolume], settings: TrainSettings
+) -> tuple[float, float, float] | None:
+    """The voxel size of all volumes; None where it is not known, or not one."""
+    sizes = {volume.voxel_size_um or settings.voxel_size_um for volume in volumes}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _portable(settings: TrainSettings) -> dict[str, Any]:
     """The settings without this machine's paths, which mean nothing elsewhere."""
     values: dict[str, Any] = json.loads(json.dumps(settings.to_json()))
@@ -334,7 +343,7 @@ def volumes_before(settings: TrainSettings) -> dict[str, Listed]:
     if settings.init == "scratch" or _has_donor(settings):
         return {"before": []}
     theirs = read_checkpoint(Path(settings.init)).volumes
-    if "before" not in theirs:
+    if not {"before", "training"} <= set(theirs):
         return {}
     chosen = theirs.get("chosen before", []) + theirs.get("validation", [])
     return {
@@ -393,8 +402,18 @@ def _fabric(settings: TrainSettings) -> Any:
             f"{settings.devices} devices need Lightning Fabric: pip install "
             "lightning-fabric"
         ) from error
-    accelerator = "auto" if settings.device == "auto" else settings.device
-    fabric = Fabric(accelerator=accelerator, devices=settings.devices, strategy="ddp")
+    device = _device(settings)
+    if device.index is not None:
+        raise ConfigError(
+            f"device {settings.device!r} is one device, and devices is "
+            f"{settings.devices}: name their kind, {device.type}"
+        )
+    if device.type == "cuda" and torch.cuda.device_count() < settings.devices:
+        raise ConfigError(
+            f"{settings.devices} devices were asked for, and PyTorch sees "
+            f"{torch.cuda.device_count()} GPUs here: use as many, or device = 'cpu'"
+        )
+    fabric = Fabric(accelerator=device.type, devices=settings.devices, strategy="ddp")
     fabric.launch()
     return fabric
 
@@ -416,6 +435,14 @@ def _device(settings: TrainSettings) -> torch.device:
             f"device {settings.device!r} was asked for, and PyTorch sees "
             f"{torch.cuda.device_count()} here: they are counted from cuda:0"
         )
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"device {settings.device!r} was asked for, and PyTorch cannot use it "
+                f"here ({said_by(error)}): use cpu"
+            ) from error
     return device
 
 
@@ -441,7 +468,8 @@ def _batches(
     numbers = range(first_step * settings.batch, settings.steps * settings.batch)
     share = settings.batch // settings.devices
     rank = 0 if fabric is None else fabric.global_rank
-    mine = [n for n in numbers if n % settings.batch // share == rank]
+    # No list: a run that somebody will stop has more steps than memory holds numbers.
+    mine = (n for n in numbers if n % settings.batch // share == rank)
     loader: DataLoader[Any] = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_size=share,

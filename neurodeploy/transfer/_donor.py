@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 #: Every published ViT of these widths has heads of 64 channels.
 _WIDTHS_OF_64 = (192, 384, 768, 1024)
+
+#: Parameters that belong to the donor's own task, and to what of it.
+_OF_ITS_TASK = {
+    re.compile(r"(head|fc_norm|head_drop|attn_pool|last_layer)\..*"): "its classifier",
+    re.compile(r"(decoder_.*|mask_token)"): "its pre-training",
+    re.compile(r"(dino_head|ibot_head|student|projector)\..*"): "its pre-training",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +100,11 @@ class Donor:
         }
 
 
+def task_of(name: str) -> str | None:
+    """What of a donor's own task a parameter belongs to; None for its encoder's."""
+    return next((w for p, w in _OF_ITS_TASK.items() if p.fullmatch(name)), None)
+
+
 def load_donor(init: str, architecture: str = "") -> Donor:
     """The donor that an ``--init`` names: ``timm:NAME``, or a file of weights.
 
@@ -110,20 +123,77 @@ def load_donor(init: str, architecture: str = "") -> Donor:
     path = Path(init)
     tensors = read_tensors(path)
     if architecture:
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        model = _timm_model(architecture, pretrained=False)
-        try:
-            model.load_state_dict(checkpoint_filter_fn(tensors, model), strict=True)
-        except (RuntimeError, KeyError, AttributeError) as error:
-            raise DonorError(
-                f"{path} does not hold the weights of timm's {architecture}: {error}"
-            ) from error
-        return donor_from_timm(model, path.name)
+        return _donor_of(architecture, tensors, path)
     return donor_from_tensors(tensors, path.name)
 
 
-def _timm_model(name: str, *, pretrained: bool) -> Any:
+def _donor_of(architecture: str, tensors: dict[str, Tensor], path: Path) -> Donor:
+    """The donor that a file's tensors are as timm's `architecture`."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    model = _timm_model(architecture, pretrained=False)
+    kernel, table = (
+        tensors.get(name) for name in ("patch_embed.proj.weight", "pos_embed")
+    )
+    patch = tuple(model.patch_embed.proj.weight.shape[2:])
+    if kernel is not None and kernel.ndim == 4 and tuple(kernel.shape[2:]) != patch:
+        # timm would make it another by interpolation, and say nothing.
+        raise DonorError(
+            f"{path} has patches of {tuple(kernel.shape[2:])} and timm's "
+            f"{architecture} of {patch}: name the model that the file belongs to"
+        )
+    side = None if table is None else _side(table, {model.num_prefix_tokens, 1, 0})
+    if side is not None and (side, side) != tuple(model.patch_embed.grid_size):
+        # Else timm puts the table on its own grid, and the transfer on one more.
+        size = (side * patch[0], side * patch[1])
+        model = _timm_model(architecture, pretrained=False, img_size=size)
+    try:
+        weights = checkpoint_filter_fn(tensors, model)
+    except (RuntimeError, KeyError, AttributeError, AssertionError) as error:
+        raise DonorError(
+            f"{path} does not hold the weights of timm's {architecture}: "
+            f"{said_by(error)}"
+        ) from error
+    _require_fit(weights, model.state_dict(), f"{path}", architecture)
+    return replace(donor_from_timm(model, path.name), tensors=weights)
+
+
+def _require_fit(
+    weights: dict[str, Tensor], own: dict[str, Tensor], where: str, architecture: str
+) -> None:
+    """Refuse weights whose encoder is not of the shape of a model's, `own`."""
+    # A classifier of other classes, or none, is left out anyway.
+    weights, own = (
+        {name: t for name, t in tensors.items() if task_of(name) is None}
+        for tensors in (weights, own)
+    )
+    wrong = [f"lacks {name}" for name in own if name not in weights]
+    wrong += [f"has {name} too many" for name in weights if name not in own]
+    wrong += [
+        f"has {name} of shape {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise DonorError(
+            f"{where} does not hold the weights of timm's {architecture}: it "
+            f"{wrong[0]}{more}; name the model that it belongs to"
+        )
+
+
+def _side(table: Tensor, prefixes: set[int]) -> int | None:
+    """Rows of the square grid of a table (1, prefix + side², E); None for no such."""
+    if table.ndim != 3 or table.shape[0] != 1:
+        return None
+    for prefix in sorted(prefixes, reverse=True):
+        rows = int(table.shape[1]) - prefix
+        if rows > 0 and math.isqrt(rows) ** 2 == rows:
+            return math.isqrt(rows)
+    return None
+
+
+def _timm_model(name: str, *, pretrained: bool, **changes: Any) -> Any:
     import timm
 
     if not timm.is_model(name.split(".")[0]):
@@ -133,7 +203,14 @@ def _timm_model(name: str, *, pretrained: bool) -> Any:
             f"timm.list_models('vit_*')" + (f"; near are {near}" if near else "")
         )
     # Built without weights first: an unsupported kind is refused before a download.
-    skeleton = timm.create_model(name, pretrained=False)
+    try:
+        skeleton = timm.create_model(name, pretrained=False, **changes)
+    except RuntimeError as error:  # a tag that it does not have
+        there = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*"))
+        raise DonorError(
+            f"timm cannot make {name} ({said_by(error)}): it has weights for "
+            f"{there or 'none of its kind'}"
+        ) from error
     why_not = _why_not(skeleton)
     if why_not:
         raise DonorError(f"timm's {name} cannot be a donor: {why_not}")
@@ -225,12 +302,14 @@ def donor_from_tensors(tensors: dict[str, Tensor], name: str) -> Donor:
     for what, tensor, axes in (
         ("patch kernel", kernel, 4),
         ("position table", table, 3),
+        ("dense layer", tensors["blocks.0.mlp.fc1.weight"], 2),
     ):
         if tensor.ndim != axes:
             raise DonorError(
                 f"{name} has a {what} of shape {tuple(tensor.shape)}, where a 2D "
                 f"Vision Transformer's has {axes} axes: it is of another kind"
             )
+    _require_blocks(tensors, name)
     width = int(kernel.shape[0])
     if width not in _WIDTHS_OF_64 or "norm_pre.weight" in tensors:
         raise DonorError(
@@ -245,14 +324,12 @@ def donor_from_tensors(tensors: dict[str, Tensor], name: str) -> Donor:
             f"{name} has register tokens, whose order its names do not tell: name the "
             "timm model that it belongs to with donor_architecture"
         )
-    rows = int(table.shape[1])
-    side = math.isqrt(rows - prefix)
-    if side * side + prefix != rows:
-        side = math.isqrt(rows)
-        if side * side != rows:
-            raise DonorError(
-                f"{name} has a position table of {rows} rows, which is no square grid"
-            )
+    side = _side(table, {prefix, 0})
+    if side is None:
+        raise DonorError(
+            f"{name} has a position table of shape {tuple(table.shape)}, whose rows "
+            "are no square grid"
+        )
     return Donor(
         name=name,
         tensors=tensors,
@@ -263,6 +340,17 @@ def donor_from_tensors(tensors: dict[str, Tensor], name: str) -> Donor:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+def _require_blocks(tensors: dict[str, Tensor], name: str) -> None:
+    """Refuse blocks that are not numbered from 0 without a gap."""
+    numbers = {n.split(".")[1] for n in tensors if n.startswith("blocks.")}
+    odd = sorted(numbers - {str(i) for i in range(len(numbers))})
+    if odd:
+        raise DonorError(
+            f"{name} has parameters of a block {odd[0]}, and {len(numbers)} blocks in "
+            "all: it is damaged, or of another kind"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -291,13 +379,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{path} is no state dict that loads without executing code: convert "
                 f"it to safetensors ({said_by(error)})"
             ) from error
-    for wrapper in ("state_dict", "model", "teacher"):
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
+    while isinstance(values, dict):
+        inner = (values.get(name) for name in ("state_dict", "model", "teacher"))
+        found = next((value for value in inner if isinstance(value, dict)), None)
+        if found is None:
+            break
+        values = found
     if not isinstance(values, dict):
         raise DonorError(f"{path} holds a {type(values).__name__}, not a state dict")
     tensors = {str(k): v for k, v in values.items() if isinstance(v, Tensor)}
-    for prefix in ("module.", "backbone."):
-        if any(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    if not tensors:
+        names = ", ".join(str(name) for name in list(values)[:5]) or "nothing"
+        raise DonorError(
+            f"{path} holds no tensors where a state dict has them, but {names}: save "
+            "the state dict of the encoder by itself"
+        )
+    while prefix := next(
+        (p for p in ("module.", "backbone.") if any(k.startswith(p) for k in tensors)),
+        None,
+    ):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     return tensors

@@ -59,7 +59,9 @@ def fold_colour(
     black, white = gray_range
     scaled = gray / (white - black)
     folded = folded - black * scaled.sum(dim=(1, 2))
-    return scaled.to(kernel.dtype), folded.to(kernel.dtype)
+    # A donor in half precision is exact in it; what is folded is not.
+    kept = torch.promote_types(kernel.dtype, torch.float32)
+    return scaled.to(kept), folded.to(kept)
 
 
 def inflate(kernel: Tensor, depth: int, how: Inflation) -> Tensor:
@@ -94,4 +96,5 @@ def resample_positions(
     picture = functional.interpolate(
         picture.float(), new, mode="bicubic", antialias=True, align_corners=False
     )
-    return picture.permute(0, 2, 3, 1).reshape(1, -1, width).to(table.dtype)
+    kept = torch.promote_types(table.dtype, torch.float32)
+    return picture.permute(0, 2, 3, 1).reshape(1, -1, width).to(kept)

@@ -13,7 +13,7 @@ from torch import Tensor
 from neurodeploy._errors import DonorError
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.networks._encoder import Encoder
-from neurodeploy.transfer._donor import Donor
+from neurodeploy.transfer._donor import Donor, task_of
 from neurodeploy.transfer._surgery import (
     Inflation,
     fold_colour,
@@ -38,13 +38,6 @@ _COPIED = re.compile(
     r"|blocks\.\d+\.(norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.(weight|bias)"
     r"|blocks\.\d+\.ls[12]\.gamma"
 )
-
-#: What belongs to the donor's own task.
-_LEFT_OUT = {
-    re.compile(r"(head|fc_norm|head_drop|attn_pool|last_layer)\..*"): "its classifier",
-    re.compile(r"(decoder_.*|mask_token)"): "its pre-training",
-    re.compile(r"(dino_head|ibot_head|student|projector)\..*"): "its pre-training",
-}
 
 
 @dataclass(frozen=True)
@@ -119,11 +112,16 @@ def transfer(
                 f"{tuple(own[name].shape)}: build it with the fields of the donor "
                 "(config_for)"
             )
+        if not tensor.isfinite().all():
+            raise DonorError(
+                f"{donor.name}: {name} holds NaN or infinity: nothing can be learned "
+                "from it; take another donor"
+            )
         given[name] = tensor
         rows.append(TransferRow(name, rule, tuple(tensor.shape), note))
 
     for name, tensor in donor.tensors.items():
-        left_out = next((w for p, w in _LEFT_OUT.items() if p.fullmatch(name)), None)
+        left_out = task_of(name)
         block = re.match(r"blocks\.(\d+)\.", name)
         if name == "patch_embed.proj.weight":
             kernel, bias = fold_colour(

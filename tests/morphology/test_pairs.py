@@ -312,7 +312,14 @@ def test_an_image_that_cannot_be_used_is_named(
     tmp_path: Path, image: np.ndarray, sentence: str
 ) -> None:
     volume(tmp_path / "mouse" / "odd.tif", image)
-    volume(tmp_path / "mouse" / "odd_mask.tif", objects(255))
+    mask = tmp_path / "mouse" / "odd_mask.tif"
+    volume(mask, objects(255))
+    (pair,) = find_pairs(tmp_path).pairs
+    with pytest.raises(InputError, match=f"mouse/odd.tif: .*{sentence}"):
+        load_pair(pair)
+    # Nor is its tracing to blame.
+    mask.unlink()
+    (tmp_path / "mouse" / "odd.swc").write_text("1 2 3 3 1 1 -1\n2 2 6 3 1 1 1\n")
     (pair,) = find_pairs(tmp_path).pairs
     with pytest.raises(InputError, match=f"mouse/odd.tif: .*{sentence}"):
         load_pair(pair)
@@ -361,6 +368,22 @@ def test_a_tracing_in_micrometres_lies_in_the_voxels_that_the_image_says(
         Pair(bare, swc, "tracing"), unit="um", voxel_size_um=(2.0, 1.0, 1.0)
     )
     assert found.samples(0.5)[0][0].tolist() == [2.0, 5.0, 10.0]
+
+
+def test_the_voxel_size_is_the_images_before_it_is_what_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    sizes = {}
+    scaled = {"spacing": 1.0, "unit": "um", "axes": "ZYX"}
+    image = tmp_path / "a.tif"
+    tifffile.imwrite(image, IMAGE, imagej=True, resolution=(2, 2), metadata=scaled)
+    volume(tmp_path / "b.tif")
+    for name in "ab":
+        volume(tmp_path / f"{name}_mask.tif", objects(255))
+    for pair in find_pairs(tmp_path).pairs:
+        loaded = load_pair(pair, voxel_size_um=(3.0, 1.0, 1.0))
+        sizes[pair.image.stem] = loaded.voxel_size_um
+    assert sizes == {"a": (1.0, 0.5, 0.5), "b": (3.0, 1.0, 1.0)}
 
 
 def test_the_folder_that_was_asked_for_holds_images_whatever_it_is_called(

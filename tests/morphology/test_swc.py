@@ -170,6 +170,14 @@ def test_what_is_written_is_read_again(
     assert edges(again) == edges(tree)
 
 
+def test_a_place_far_from_the_origin_is_kept_to_a_thousandth(tmp_path: Path) -> None:
+    """As in a whole brain in micrometres."""
+    line = Morphology.from_path([(0.0, -1e-9, 7.25), (12345.678, 100000.25, 2345678.9)])
+    write_swc(tmp_path / "a.swc", line)
+    again = read_swc(tmp_path / "a.swc")
+    np.testing.assert_allclose(again.position, line.position, rtol=0, atol=1e-3)
+
+
 def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     path = written(tmp_path, "1 2 0 0 0 1 -1")
     with pytest.raises(OutputError, match="exists"):

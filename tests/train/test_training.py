@@ -1,9 +1,14 @@
 """A run is what its settings say, whenever it is killed and whatever happens."""
 
+import builtins
 import dataclasses
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 import torch
 
 from neurodeploy._errors import CheckpointError, ConfigError, TrainingError
+from neurodeploy.data import Samples
 from neurodeploy.data._volumes import part_of
 from neurodeploy.networks import Network
 from neurodeploy.training import (
@@ -25,7 +31,7 @@ from neurodeploy.training import (
 )
 from neurodeploy.training import _loop as loop
 from neurodeploy.training._optimiser import RunningAverage, build_optimiser
-from neurodeploy_runtime._errors import OutputError
+from neurodeploy_runtime._errors import OutputError, WriteError
 
 KILLED = """
 import json, os, signal, sys
@@ -165,6 +171,68 @@ def test_a_gpu_that_is_full_or_absent_is_a_sentence(
         train(asked, volumes[:2], volumes[2:])
 
 
+@pytest.mark.parametrize(
+    ("device", "devices", "said"),
+    [
+        ("meta", 1, "'meta' was asked for, and PyTorch cannot use it here"),
+        ("cuda", 2, "'cuda' was asked for, and PyTorch sees no GPU here"),
+        ("gpu", 2, "'gpu' is unknown"),
+        ("cpu:0", 2, "'cpu:0' is one device, and devices is 2: name their kind, cpu"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_a_sentence(
+    tiny_settings, volumes, device, devices, said
+):
+    asked = dataclasses.replace(tiny_settings, device=device, devices=devices)
+    with pytest.raises(ConfigError, match=said):
+        train(asked, volumes[:2])
+
+
+def test_more_gpus_than_there_are_is_a_sentence(tiny_settings, volumes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    asked = dataclasses.replace(tiny_settings, device="cuda", devices=2)
+    with pytest.raises(ConfigError, match=r"2 devices were asked for, .* sees 1 GPUs"):
+        train(asked, volumes[:2])
+
+
+def test_a_run_of_a_million_steps_takes_no_memory_for_those_to_come(
+    tiny_settings, volumes
+):
+    asked = dataclasses.replace(tiny_settings, steps=1_000_000)
+    samples = Samples(volumes, asked.network.tile, asked.network.window, None, 0)
+    tracemalloc.start()
+    batches = loop._batches(samples, asked, 0, None)
+    next(batches)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
+SIZES = {"all": [(2.0, 0.5, 0.5)] * 2, "two": [(2.0, 0.5, 0.5), (1.0, 0.5, 0.5)]}
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [
+        (SIZES["all"], (2.0, 0.5, 0.5)),
+        (SIZES["two"], None),
+        ([None, None], (3.0, 1.0, 1.0)),
+        ([None, (3.0, 1.0, 1.0)], (3.0, 1.0, 1.0)),
+    ],
+)
+def test_a_checkpoint_names_the_voxel_size_of_its_volumes(
+    tiny_settings, volumes, own, found
+):
+    """And the one of the settings only for those that do not say theirs."""
+    sized = [
+        dataclasses.replace(volume, voxel_size_um=size)
+        for volume, size in zip(volumes, own, strict=False)
+    ]
+    asked = dataclasses.replace(tiny_settings, steps=1, voxel_size_um=(3.0, 1.0, 1.0))
+    assert read_checkpoint(train(asked, sized).checkpoint).voxel_size_um == found
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
     tiny_settings, volumes, monkeypatch
 ):
@@ -182,6 +250,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
     network, checkpoint = load_checkpoint(Path(tiny_settings.out) / "last")
     assert checkpoint.step == 2
     assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.csv", "curves.png"])
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_where_there_is_room(
+    tiny_settings, volumes, monkeypatch, tmp_path, name
+):
+    whole = dataclasses.replace(tiny_settings, out=str(tmp_path / "whole"))
+    train(whole, volumes[:2], volumes[2:])
+    true_open, places = builtins.open, []
+    room = 0 if name == "config.json" else 1  # which is written once
+
+    def full(file, mode="r", *arguments, **options):
+        if name in str(file) and mode[0] in "aw":
+            places.append(file)
+            if len(places) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return true_open(file, mode, *arguments, **options)
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", full)
+    with pytest.raises(WriteError, match=rf"write .*{name}: .*No space .*resume"):
+        train(tiny_settings, volumes[:2], volumes[2:])
+    monkeypatch.undo()
+    train(tiny_settings, volumes[:2], volumes[2:], resume=True)
+    assert losses(tiny_settings.out) == losses(whole.out)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tiny_settings, volumes):
@@ -253,6 +346,19 @@ def test_an_old_checkpoint_is_resumed_and_says_nothing_of_its_volumes(
     assert part_of(volumes[0].image, known) == "training"
     # What the start had seen is not known.
     assert part_of(volumes[2].image, known) is None
+
+
+def test_what_a_start_learned_from_is_unknown_where_it_names_no_volumes_of_its_own(
+    tiny_settings, volumes, tmp_path
+):
+    last = train(dataclasses.replace(tiny_settings, steps=1), volumes[:2]).out / "last"
+    path = last / "checkpoint.json"
+    values = json.loads(path.read_text())
+    del values["volumes"]["training"]
+    path.write_text(json.dumps(values))
+    more = dataclasses.replace(tiny_settings, out=str(tmp_path / "m"), init=str(last))
+    tuned = train(dataclasses.replace(more, steps=1), volumes[:1]).out / "last"
+    assert part_of(volumes[1].image, read_checkpoint(tuned).volumes) is None
 
 
 def test_a_checkpoint_older_than_a_setting_is_resumed(tiny_settings, volumes):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from timm.layers import QuickGELU
 from timm.models.vision_transformer import VisionTransformer
@@ -171,6 +172,21 @@ def test_positions_keep_their_grid_and_follow_timm_to_another() -> None:
     torch.testing.assert_close(resample_positions(table, (3, 4), (6, 8)), theirs)
 
 
+def test_a_donor_in_half_precision_loses_nothing_on_its_way() -> None:
+    """Its numbers are exact; what is made of them is not, in half."""
+    kernel, bias = torch.randn(8, 3, 4, 4).half(), torch.randn(8).half()
+    statistics = (0.48, 0.45, 0.40), (0.22, 0.21, 0.27)
+    for half, whole in zip(
+        fold_colour(kernel, bias, *statistics),
+        fold_colour(kernel.float(), bias.float(), *statistics),
+        strict=True,
+    ):
+        assert torch.equal(half, whole)
+    table = torch.randn(1, 12, 5).half()
+    moved = resample_positions(table, (3, 4), (6, 8))
+    assert torch.equal(moved, resample_positions(table.float(), (3, 4), (6, 8)))
+
+
 def test_class_and_register_rows_stay_first_on_another_grid() -> None:
     model = vit(reg_tokens=2)
     network, donor = build(model, tile=(DEPTH, 64, 64))
@@ -248,6 +264,8 @@ def test_rotary_and_other_kinds_are_refused_by_name(name: str) -> None:
 def test_a_name_that_timm_does_not_know_is_refused() -> None:
     with pytest.raises(DonorError, match="no model vit_enormous_patch3"):
         load_donor("timm:vit_enormous_patch3")
+    with pytest.raises(DonorError, match=r"cannot make .*\.nonsense .*augreg_in21k"):
+        load_donor("timm:vit_tiny_patch16_224.nonsense")
 
 
 def test_a_local_file_gives_what_the_model_has(tmp_path) -> None:
@@ -259,12 +277,82 @@ def test_a_local_file_gives_what_the_model_has(tmp_path) -> None:
     torch.save(
         {"teacher": {f"backbone.{k}": v for k, v in state.items()}}, tmp_path / "w.pth"
     )
+    torch.save(
+        {
+            "model": {
+                "state_dict": {f"backbone.module.{k}": v for k, v in state.items()}
+            }
+        },
+        tmp_path / "deep.pth",
+    )
     wrapped = {f"module.{k}": v.contiguous() for k, v in state.items()}
     save_file(wrapped, tmp_path / "wrapped.safetensors")
-    for file in ("w.safetensors", "w.pth", "wrapped.safetensors"):
+    for file in ("w.safetensors", "w.pth", "deep.pth", "wrapped.safetensors"):
         donor = load_donor(str(tmp_path / file))
         assert (donor.heads, donor.grid, donor.patch) == (3, (2, 2), (16, 16))
         assert all(torch.equal(donor.tensors[k], v) for k, v in state.items())
+
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+
+
+def of_architecture(**changes: object) -> dict[str, Tensor]:
+    return timm.create_model(ARCHITECTURE, pretrained=False, **changes).state_dict()
+
+
+@pytest.mark.parametrize("classes", [0, 7, 1000])
+def test_a_classifier_is_left_out_of_a_file_whatever_its_classes(
+    tmp_path, classes: int
+) -> None:
+    state = of_architecture(num_classes=classes)
+    torch.save(state, tmp_path / "w.pth")
+    donor = load_donor(str(tmp_path / "w.pth"), ARCHITECTURE)
+    assert donor.tensors.keys() == state.keys()
+    network = Network(config_for(donor, NetworkConfig()))
+    rows = transfer(donor, network.encoder)
+    heads = [row.rule for row in rows if row.parameter.startswith("head.")]
+    assert heads == ["left out"] * (2 if classes else 0)
+
+
+def test_a_file_for_images_of_another_size_keeps_its_position_table(tmp_path) -> None:
+    state = of_architecture(img_size=384)
+    torch.save(state, tmp_path / "w.pth")
+    donor = load_donor(str(tmp_path / "w.pth"), ARCHITECTURE)
+    assert donor.grid == (24, 24)
+    assert torch.equal(donor.tensors["pos_embed"], state["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch_size": 8}, r"patches of \(8, 8\) and .* of \(16, 16\)"),
+        ({"depth": 13}, r"has blocks\.12\.norm1\.weight too many \(and 11 more\)"),
+        ({"depth": 11}, r"lacks blocks\.11\.norm1\.weight \(and 11 more\)"),
+        ({"in_chans": 1}, r"patch_embed\.proj\.weight of shape \(192, 1, 16, 16\)"),
+    ],
+)
+def test_a_file_of_another_architecture_is_refused_in_a_sentence(
+    tmp_path, changes: dict[str, int], said: str
+) -> None:
+    torch.save(of_architecture(**changes), tmp_path / "w.pth")
+    with pytest.raises(DonorError, match=said) as refused:
+        load_donor(str(tmp_path / "w.pth"), ARCHITECTURE)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_without_tensors_says_what_it_holds(tmp_path) -> None:
+    torch.save({"net": vit().state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(DonorError, match=r"no tensors .* but net, epoch"):
+        load_donor(str(tmp_path / "w.pth"))
+
+
+def test_a_donor_of_nan_is_refused_by_name() -> None:
+    donor = donor_from_timm(vit(), "donor")
+    network = Network(build(vit())[0].config)
+    name = "blocks.1.attn.qkv.weight"
+    odd = {**donor.tensors, name: donor.tensors[name] * float("nan")}
+    with pytest.raises(DonorError, match=r"blocks\.1\.attn\.qkv\.weight holds NaN"):
+        transfer(dataclasses.replace(donor, tensors=odd), network.encoder)
 
 
 def test_weights_of_another_shape_are_refused_by_name() -> None:
@@ -273,6 +361,11 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
     for name, tensor, said in (
         ("patch_embed.proj.weight", flat, "patch kernel of shape .192, 768."),
         ("pos_embed", state["pos_embed"][0], "position table of shape .5, 192."),
+        ("pos_embed", state["pos_embed"][:, :0], "table of shape .1, 0, 192., whose"),
+        ("pos_embed", state["pos_embed"].repeat(2, 1, 1), "table of shape .2, 5, 192."),
+        ("blocks.0.mlp.fc1.weight", torch.zeros(()), "dense layer of shape .., where"),
+        ("blocks.x.mlp.fc1.weight", flat, "parameters of a block x, and 3 blocks"),
+        ("blocks.99999999.ls1.gamma", flat, "of a block 99999999, and 3 blocks"),
     ):
         with pytest.raises(DonorError, match=said):
             donor_from_tensors({**state, name: tensor}, "odd.safetensors")
