@@ -351,15 +351,8 @@ class GrowingZarr(Growing):
         files = layers[last][0] if last in layers else ()
         cut, _, before = self._cut
         # Made longer again without a word to the files, they hold what they held.
-        if (
-            files
-            and (self.declared or 0) % self._z_chunk
-            and (last, files)
-            != (
-                cut,
-                before,
-            )
-        ):
+        news = (last, files) != (cut, before)
+        if files and news and (self.declared or 0) % self._z_chunk:
             self._cut = last, self.declared or 0, files
 
     def _is_shorter(self, layer: int, files: Seen) -> bool:
