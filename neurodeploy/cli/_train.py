@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurodeploy.cli._console import console, on_terminal
-from neurodeploy.cli._options import READING_NAMES, reading_options
+from neurodeploy.cli._options import READING_NAMES, Triple, reading_options
 
 if TYPE_CHECKING:
     from neurodeploy.data import AnnotatedVolume
@@ -26,6 +26,9 @@ _FIELDS = (
     "learning_rate", "device", "devices", "precision", "workers", "unit",
     "labels", "validation_share",
 )  # fmt: skip
+
+#: Options that are fields of its network.
+_OF_NETWORK = ("mode", "tile", "patch")
 
 #: The paper's block: five slices deep, the middle one is answered.
 _SLICE_NETWORK = {"mode": "slice", "tile": [5, 96, 96], "patch": [5, 16, 16]}
@@ -59,6 +62,12 @@ _SLICE_NETWORK = {"mode": "slice", "tile": [5, 96, 96], "patch": [5, 16, 16]}
     type=click.Choice(["volume", "slice"]),
     help="volume answers a whole tile; slice, the paper's, the middle slice of five.",
 )
+@click.option("--tile", type=Triple(whole=True), help="Voxels of a crop.")
+@click.option(
+    "--patch",
+    type=Triple(whole=True),
+    help="Voxels of a token; a donor has its own in y and x.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--name", help="What the model is called.")
 @click.option("--steps", type=int, help="Optimiser steps in all.")
@@ -91,7 +100,6 @@ _SLICE_NETWORK = {"mode": "slice", "tile": [5, 96, 96], "patch": [5, 16, 16]}
 def train(
     config: Path | None,
     data: tuple[Path, ...],
-    mode: str | None,
     voxel_size: str | None,
     resume: bool,
     quiet: bool,
@@ -106,7 +114,7 @@ def train(
     from neurodeploy.training import train as run
     from neurodeploy.training._data import load_volumes
 
-    settings = _settings(config, data, mode, voxel_size, resume, options)
+    settings = _settings(config, data, voxel_size, resume, options)
 
     def say(text: str) -> None:
         if not quiet:
@@ -192,7 +200,6 @@ def _say_copies(volumes: list[AnnotatedVolume], say: Callable[[str], None]) -> N
 def _settings(
     config: Path | None,
     data: tuple[Path, ...],
-    mode: str | None,
     voxel_size: str | None,
     resume: bool,
     options: dict[str, Any],
@@ -220,9 +227,11 @@ def _settings(
     if asked and isinstance(reading, dict):  # else it is refused below
         values["reading"] = {**reading, **asked}
     network = values.get("network", {})
-    if mode is not None and isinstance(network, dict):  # else it is refused below
-        plain = _SLICE_NETWORK if mode == "slice" != network.get("mode") else {}
-        values["network"] = {**plain, **network, "mode": mode}
+    changed = {n: options[n] for n in _OF_NETWORK if options[n] is not None}
+    if changed and isinstance(network, dict):  # else it is refused below
+        turned = changed.get("mode") == "slice" != network.get("mode")
+        plain = _SLICE_NETWORK if turned else {}
+        values["network"] = {**plain, **network, **changed}
     return TrainSettings.from_plain(values, where)
 
 

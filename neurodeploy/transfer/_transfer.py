@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from neurodeploy._errors import DonorError
+from neurodeploy._errors import ConfigError, DonorError
 from neurodeploy.networks import NetworkConfig
 from neurodeploy.networks._encoder import Encoder
 from neurodeploy.transfer._donor import Donor, task_of
@@ -60,14 +61,34 @@ def config_for(donor: Donor, config: NetworkConfig) -> NetworkConfig:
     Mode, tile, patch depth and decoder stay; a shallower encoder than the donor's is
     kept where its width is the donor's already. Taps are moved to the same shares of
     the depth.
+
+    Raises
+    ------
+    ConfigError
+        Where the donor's patches do not divide the tile.
     """
+    patch = (config.patch[0], *donor.patch)
+    # The decoder halves the plane twice.
+    steps = [lcm(side, 4) for side in donor.patch]
+    plane = [-(-t // s) * s for t, s in zip(config.tile[1:], steps, strict=True)]
+    tile = (config.tile[0], *plane)
+    if tile != config.tile:
+        raise ConfigError(
+            f"{donor.name} has patches of {donor.patch}, which do not divide tile "
+            f"{config.tile}: use tile {tile} and patch {patch} "
+            f"(--tile {_plain(tile)} --patch {_plain(patch)})"
+        )
     fields = donor.encoder_fields()
     if config.width == donor.width and config.depth < donor.depth:
         fields["depth"] = config.depth
     taps = tuple(
         max(1, round(tap * fields["depth"] / config.depth)) for tap in config.taps
     )
-    return replace(config, **fields, patch=(config.patch[0], *donor.patch), taps=taps)
+    return replace(config, **fields, patch=patch, taps=taps)
+
+
+def _plain(three: tuple[int, ...]) -> str:
+    return ",".join(map(str, three))
 
 
 def config_like(begun: NetworkConfig, config: NetworkConfig) -> NetworkConfig:

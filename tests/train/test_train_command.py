@@ -1,6 +1,7 @@
 """`neurodeploy train`: options and a file say the same, and nothing is guessed."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -159,6 +160,31 @@ def test_a_donor_file_decides_the_encoder_and_its_table_is_stored(run, folder):
     again = run("train", folder / "wider.toml", *arguments[2:], "--resume")
     assert again.code == 2
     assert "was trained with another network" in again.err
+
+
+def test_a_donor_of_other_patches_is_refused_with_the_words_that_it_takes(run, folder):
+    import torch
+    from safetensors.torch import save_file
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    donor = VisionTransformer(
+        img_size=28, patch_size=14, embed_dim=192, depth=1, num_heads=3, num_classes=0
+    )
+    save_file(donor.state_dict(), folder / "donor.safetensors")
+    arguments = (
+        "train", folder / "tiny.toml", "--data", folder / "data", "--out",
+        folder / "run", "--init", folder / "donor.safetensors", "--steps", 1,
+        "--validation-share", 0,
+    )  # fmt: skip
+    refused = run(*arguments)
+    assert refused.code == 2
+    assert "has patches of (14, 14), which do not divide tile" in refused.err
+    words = re.search(r"\((--tile \S+ --patch \S+)\)", refused.err)
+    assert words is not None, refused.err
+    assert run(*arguments, *words[1].split()).code == 0
+    _, checkpoint = load_checkpoint(folder / "run" / "last")
+    assert checkpoint.network.patch[1:] == (14, 14)
 
 
 def test_slice_mode_answers_the_middle_slice_in_half_precision_too(run, folder):
