@@ -10,9 +10,9 @@ cubes, of which none has seen a voxel. The UNETR is trained at two learning rate
 which the better one counts. Networks that are not named keep the figures that they
 have, where the default one comes out as it did then. Short trainings: they rank the
 networks and are no figure of the model that ships, which trains for longer and then on
-cubes. Speed is that of the same network in torch fp32 in this process, per voxel. The
-answer is checked: raw intensity on the same voxels has to give what it is known to
-give.
+cubes. Time is that of the network with nothing around it, per voxel, in the engines
+that a CPU has and in torch. The answer is checked: raw intensity on the same voxels has
+to give what it is known to give.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
+from _network_times import ENGINES, TORCH, seconds_per_voxel
 from _results import load, save, stamp, table
 from _unetr_training import CONFIG, SIZE, new_unetr, train_unetr
 
@@ -120,25 +119,18 @@ def score(cubes, answers):
     return pooled_score(np.concatenate(said), np.concatenate(truth))
 
 
-def seconds_of_tiles(names):
-    """Of a tile in each network, in turn: what disturbs one disturbs the others.
-
-    Of a larger tile, the share that one of the default's is of it.
-    """
-    tile = torch.rand(1, 1, *DEFAULT.tile)
-    runs = {n: (Network(NETWORKS[n]), tile) for n in names if n in NETWORKS}
+def networks_of(names):
+    """Each network with random weights, and its tile."""
+    found = {n: (Network(NETWORKS[n]), DEFAULT.tile) for n in names if n in NETWORKS}
     if UNETR in names:
-        runs[UNETR] = (new_unetr(), torch.rand(1, 1, *CONFIG.tile))
-    found = {name: [] for name in runs}
-    with torch.inference_mode():
-        for _ in range(25):
-            for name, (network, voxels) in runs.items():
-                network.eval()
-                start = time.perf_counter()
-                network(voxels)
-                seconds = time.perf_counter() - start
-                found[name].append(seconds * tile.numel() / voxels.numel())
-    return {name: float(np.median(times[1:])) for name, times in found.items()}
+        found[UNETR] = (new_unetr(), CONFIG.tile)
+    return found
+
+
+def ratio(row, rows, library):
+    """A network's time for a voxel, in that of the default one in the same library."""
+    default = next(r for r in rows if r["network"] == "default")
+    return row["seconds_per_voxel"][library] / default["seconds_per_voxel"][library]
 
 
 def unetr_row(settings, volumes, cubes):
@@ -232,25 +224,23 @@ def main():
         rows += kept_rows(before, rows, said)
         order = [*NETWORKS, UNETR]
         rows.sort(key=lambda row: order.index(row["network"]))
-    seconds = seconds_of_tiles([row["network"] for row in rows])
+    seconds = seconds_per_voxel(networks_of([row["network"] for row in rows]))
     for row in rows:
-        row["tile_s"] = seconds[row["network"]]
-    middle = seconds["default"]
+        row.pop("tile_s", None)
+        row["seconds_per_voxel"] = seconds[row["network"]]
+    libraries = (*ENGINES, TORCH)
     grid = table(
         [
-            "network",
-            "kFLOP per voxel",
-            "parameters, M",
-            "time in torch fp32",
-            "AP",
-            "best Dice",
+            *("network", "kFLOP per voxel", "parameters, M"),
+            *(f"time in {library}" for library in libraries),
+            *("AP", "best Dice"),
         ],
         [
             [
                 r["network"],
                 f"{r['kflop_per_voxel']:.1f}",
                 f"{r['parameters'] / 1e6:.2f}",
-                f"{r['tile_s'] / middle:.2f} ×",
+                *(f"{ratio(r, rows, library):.2f} ×" for library in libraries),
                 f"{r['average_precision']:.3f}",
                 f"{r['dice']:.3f}",
             ]
