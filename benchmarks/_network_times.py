@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from _bundles import network_bundle
+from _unetr import Probability
 from torch import nn
 
 from neurodeploy_runtime import EngineSettings, open_engine
@@ -30,17 +31,6 @@ ENGINES: dict[str, Literal["onnxruntime", "openvino"]] = {
 }
 TORCH = "torch fp32"
 _ROUNDS = 8
-
-
-class Probability(nn.Module):
-    """Logits as probabilities: what a bundle's network gives."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, voxels: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.network(voxels))
 
 
 def seconds_per_voxel(
