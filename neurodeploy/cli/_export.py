@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def export(**options: Any) -> None:
     click.echo(report(bundle))
     for path in extra:
         click.echo(f"also written: {path}")
-    click.echo(f"next: neurodeploy verify {bundle.path}")
+    click.echo(f"next: neurodeploy verify {shlex.quote(str(bundle.path))}")
 
 
 def choose_tiles(

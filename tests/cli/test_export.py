@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     tmp_path: Path,
     run: Callable[..., Any],
 ) -> None:
-    out = tmp_path / "tiny.bundle"
+    out = tmp_path / "a tiny.bundle"
     ended = run(
         *("export", checkpoint, "-o", out, "--tiles", image, "--tile-count", 2),
         *("--precision", "fp16", "--max-batch", 3, "--to", "triton"),
@@ -68,8 +69,12 @@ def test_a_checkpoint_becomes_a_bundle_that_verifies(
     assert (bundle.spec.max_batch, bundle.spec.threshold) == (3, 0.4)
     for step in bundle.spec.parity["steps"].values():
         assert 0.02 < step["foreground"] < 0.2
-    assert (tmp_path / "tiny.bundle.triton" / "tiny_fp16" / "config.pbtxt").is_file()
-    ended = run("verify", out, "--device", "cpu")
+    triton = tmp_path / "a tiny.bundle.triton"
+    assert (triton / "tiny_fp16" / "config.pbtxt").is_file()
+    # What it says to do next can be pasted, whatever is in the path.
+    words = shlex.split(ended.out.splitlines()[-1].removeprefix("next: neurodeploy "))
+    assert words == ["verify", str(out)]
+    ended = run(*words, "--device", "cpu")
     assert ended.code == 0
     assert "same  onnxruntime fp32 on cpu" in ended.out
 

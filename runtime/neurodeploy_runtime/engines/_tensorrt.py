@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Literal
 
 import numpy as np
@@ -94,7 +95,8 @@ def _choose(
         raise DeviceError("; ".join(reasons))
     raise DeviceError(
         f"the bundle has no engine for {gpu.name} and "
-        f"{' or '.join(loaded)}: run `neurodeploy build {bundle.path}`"
+        f"{' or '.join(loaded)}: run "
+        f"`neurodeploy build {shlex.quote(str(bundle.path))}`"
         + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else "")
     )
 
