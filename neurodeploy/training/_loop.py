@@ -43,6 +43,8 @@ from neurodeploy_runtime._errors import OutputError, said_by
 
 OnRow = Callable[[Row], None]
 
+#: What PyTorch says, as a plain RuntimeError, where it is not a GPU's that is full.
+_NO_MEMORY = "can't allocate memory"
 #: Of a checkpoint's state: the losses of the steps since the log's last row.
 _UNLOGGED = "log.losses"
 
@@ -63,13 +65,20 @@ class TrainResult:
 
 @contextmanager
 def _named_memory() -> Iterator[None]:
-    """A GPU whose memory is full, as an error of ours."""
+    """Memory that is full, of a GPU or of the machine, as an error of ours."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the GPU has no memory left ({said_by(error)}): train with a smaller "
             "batch or tile"
+        ) from error
+    except RuntimeError as error:
+        if _NO_MEMORY not in str(error):
+            raise
+        raise TrainingError(
+            f"the machine has no memory left ({said_by(error)}): train with a smaller "
+            "batch, tile or network"
         ) from error
 
 
@@ -94,8 +103,8 @@ def train(
     CheckpointError
         Where what is to be resumed is of other settings or other volumes.
     TrainingError
-        Where a loss or a gradient stops being finite, or a GPU has no memory left;
-        the checkpoints written before stay.
+        Where a loss or a gradient stops being finite, or a GPU or the machine has no
+        memory left; the checkpoints written before stay.
     """
     if settings.loss.skeleton_recall:
         volumes = [

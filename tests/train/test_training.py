@@ -196,6 +196,16 @@ def test_more_gpus_than_there_are_is_a_sentence(tiny_settings, volumes, monkeypa
         train(asked, volumes[:2])
 
 
+def test_a_machine_without_memory_is_a_sentence(tiny_settings, volumes, monkeypatch):
+    def start(*_, **__):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(loop, "_start", start)
+    with pytest.raises(TrainingError, match="the machine has no memory left") as error:
+        train(tiny_settings, volumes[:2])
+    assert "\n" not in str(error.value)
+
+
 def test_a_run_of_a_million_steps_takes_no_memory_for_those_to_come(
     tiny_settings, volumes
 ):

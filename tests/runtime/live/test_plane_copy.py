@@ -55,8 +55,8 @@ def test_both_are_measured_in_processes_started_that_way(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is one of glibc")
 def test_a_real_copy_is_timed():
     as_is, past = copy_seconds(2_000_000)
-    assert 0 < as_is < 1
-    assert 0 < past < 1
+    assert as_is > 0
+    assert past > 0
 
 
 def test_a_program_that_is_no_python_is_not_started_again(monkeypatch):
